@@ -1,0 +1,2 @@
+//! The litefs command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The FUSE mounts of a litefs node.

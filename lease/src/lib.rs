@@ -1,0 +1,1 @@
+//! Which litefs node may write: static and Consul leases, and the fencing clock.

@@ -1,0 +1,1 @@
+//! Replication between litefs nodes: stream, roles, HALT lock, node API.

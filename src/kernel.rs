@@ -1,0 +1,103 @@
+//! The seam between the engine and whoever mounts the directory.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::PathBuf;
+
+use crate::name::DbName;
+
+/// The four files of a SQLite database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FileKind {
+    /// The database file itself.
+    Database,
+    /// The rollback journal.
+    Journal,
+    /// The write-ahead log.
+    Wal,
+    /// The shared-memory wal-index.
+    Shm,
+}
+
+impl FileKind {
+    /// All four.
+    pub const ALL: [Self; 4] = [Self::Database, Self::Journal, Self::Wal, Self::Shm];
+
+    /// What SQLite appends to the database's name for this file.
+    #[must_use]
+    pub const fn suffix(self) -> &'static str {
+        match self {
+            Self::Database => "",
+            Self::Journal => "-journal",
+            Self::Wal => "-wal",
+            Self::Shm => "-shm",
+        }
+    }
+
+    /// The file's name inside `<data>/dbs/<name>/` (COMPAT §2).
+    #[must_use]
+    pub const fn data_name(self) -> &'static str {
+        match self {
+            Self::Database => "database",
+            Self::Journal => "journal",
+            Self::Wal => "wal",
+            Self::Shm => "shm",
+        }
+    }
+}
+
+/// What the engine asks of the mount. All calls may block for a moment; none may be made while holding a lock that a
+/// hook of [`crate::database::Database`] takes (ENGINE "Kernel cache of the db").
+pub trait Kernel: Send + Sync {
+    /// Opens the very inode that clients lock and map, for the engine's own OFD locks and its mapping of the wal-index.
+    ///
+    /// # Errors
+    /// `NotFound` when the file does not exist; whatever the open gives.
+    fn open(&self, db: &DbName, kind: FileKind) -> io::Result<File>;
+
+    /// Pushes bytes just written to the backing file into the kernel's cache of the database file, growing its cached
+    /// size when they end beyond it (`NOTIFY_STORE`).
+    ///
+    /// # Errors
+    /// When the kernel refuses; the caller then invalidates.
+    fn store(&self, db: &DbName, offset: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Drops cached pages and attributes of a file from `offset` on (after the engine shrank or replaced it).
+    fn invalidate(&self, db: &DbName, kind: FileKind, offset: u64);
+
+    /// Forgets what the kernel knows of a name: the engine created or removed that file by itself.
+    fn invalidate_entry(&self, db: &DbName, kind: FileKind);
+
+    /// Invalidates a special file (`<db>-pos`, `.primary`, `.lag`) whose content has changed. `None`: the node's own.
+    fn special_changed(&self, db: Option<&DbName>);
+}
+
+/// Says whether this node may commit at this very instant (the lease's fence, DESIGN §9).
+pub trait WriteGate: Send + Sync {
+    /// Whether a commit may still be acknowledged now.
+    fn is_open(&self) -> bool;
+}
+
+/// A directory without a mount: clients (in tests) open the files where they lie.
+#[derive(Debug, Clone)]
+pub struct PlainDirectory {
+    /// The directory with one folder per database, as `<data>/dbs`.
+    pub dbs: PathBuf,
+}
+
+impl Kernel for PlainDirectory {
+    fn open(&self, db: &DbName, kind: FileKind) -> io::Result<File> {
+        let path = self.dbs.join(db.as_str()).join(kind.data_name());
+        OpenOptions::new().read(true).write(true).open(path)
+    }
+
+    fn store(&self, _db: &DbName, _offset: u64, _data: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn invalidate(&self, _db: &DbName, _kind: FileKind, _offset: u64) {}
+
+    fn invalidate_entry(&self, _db: &DbName, _kind: FileKind) {}
+
+    fn special_changed(&self, _db: Option<&DbName>) {}
+}

@@ -1,0 +1,17 @@
+//! The engine of a litefs node: it turns every committed SQLite transaction into an LTX record,
+//! applies records from other nodes, and recovers both after a crash.
+//!
+//! The engine names neither FUSE, HTTP nor Consul. What it needs of the mount is the [`kernel::Kernel`] seam; who may
+//! write is told to it ([`store::Store::set_mode`]). See `docs/architecture.md`.
+
+pub mod database;
+pub mod kernel;
+pub mod name;
+pub mod pos;
+pub mod store;
+
+pub use database::Database;
+pub use kernel::{FileKind, Kernel, PlainDirectory, WriteGate};
+pub use name::{DbName, NameError};
+pub use pos::{Checksum, Pos, Txid};
+pub use store::Store;
