@@ -110,8 +110,6 @@ for main in */tests/*/main.rs; do
   name=$(basename "$(dirname "$main")")
   step "integration $name" 900 cargo test --workspace --test "$name" --no-fail-fast -- --test-threads=2
 done
-LITEFS_BIN=$PWD/${CARGO_TARGET_DIR:-target}/debug/litefs
-[ "${CARGO_TARGET_DIR#/}" != "${CARGO_TARGET_DIR:-}" ] && LITEFS_BIN=$CARGO_TARGET_DIR/debug/litefs
-export LITEFS_BIN
+export LITEFS_BIN="$(realpath "${CARGO_TARGET_DIR:-target}")/debug/litefs"
 step "end to end" 1500 cargo test --workspace --test e2e --no-fail-fast -- --test-threads=2
 finish

@@ -1,0 +1,200 @@
+//! The text of `litefs.yml`: which keys there are. Every one may be absent or empty; [`super::Config`] has the defaults.
+
+use serde::Deserialize;
+
+use super::values::{ByteSize, GoDuration, OneOrMany};
+
+/// Declares sections of the file: unknown keys are errors, every key is optional.
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($(#[$attr:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Default, Deserialize)]
+        #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+        pub struct $name { $($(#[$attr])* pub $field: Option<$type>,)* }
+    };
+}
+
+section!(
+    /// The whole file.
+    File {
+        exit_on_error: bool,
+        skip_sync: bool,
+        strict_verify: bool,
+        exec: Exec,
+        data: Data,
+        fuse: Fuse,
+        http: Http,
+        proxy: Proxy,
+        lease: Lease,
+        backup: Backup,
+        log: Log,
+        tracing: Tracing,
+    }
+);
+
+/// `exec`: a command line, or a list of commands of which the last is supervised.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum Exec {
+    /// One command line.
+    One(String),
+    /// Several.
+    Many(Vec<ExecStep>),
+}
+
+/// One command of the `exec` list.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ExecStep {
+    /// The command line, split as a shell would.
+    pub cmd: String,
+    /// Run only where `lease.candidate` is true.
+    #[serde(default)]
+    pub if_candidate: bool,
+}
+
+section!(
+    /// `data`.
+    Data {
+        dir: String,
+        compress: bool,
+        retention: GoDuration,
+        retention_monitor_interval: GoDuration,
+        lost_and_found_max: ByteSize,
+    }
+);
+
+section!(
+    /// `fuse`.
+    Fuse {
+        dir: String,
+        allow_other: bool,
+        debug: bool,
+        passthrough: String,
+    }
+);
+
+section!(
+    /// `http`.
+    Http {
+        addr: String,
+        snapshot_timeout: GoDuration,
+    }
+);
+
+section!(
+    /// `proxy`.
+    Proxy {
+        addr: String,
+        target: String,
+        db: OneOrMany,
+        max_lag: GoDuration,
+        debug: bool,
+        passthrough: Vec<String>,
+        always_forward: Vec<String>,
+        primary_redirect_timeout: GoDuration,
+        read_timeout: GoDuration,
+        read_header_timeout: GoDuration,
+        write_timeout: GoDuration,
+        idle_timeout: GoDuration,
+        forward_mode: String,
+        advertise_url: String,
+        replica_wait: GoDuration,
+        trusted_proxies: Vec<String>,
+        replay_body_max: ByteSize,
+        drain_timeout: GoDuration,
+    }
+);
+
+section!(
+    /// `lease`.
+    Lease {
+        r#type: String,
+        hostname: String,
+        advertise_url: String,
+        candidate: bool,
+        promote: bool,
+        reconnect_delay: GoDuration,
+        demote_delay: GoDuration,
+        databases: Vec<String>,
+        consul: Consul,
+    }
+);
+
+section!(
+    /// `lease.consul`.
+    Consul {
+        url: String,
+        key: String,
+        ttl: GoDuration,
+        lock_delay: GoDuration,
+        heartbeat: bool,
+        heartbeat_interval: GoDuration,
+        heartbeat_timeout: GoDuration,
+        takeover_timeout: GoDuration,
+    }
+);
+
+section!(
+    /// `backup`.
+    Backup {
+        r#type: String,
+        path: String,
+        url: String,
+        cluster: String,
+        auth_token: String,
+    }
+);
+
+section!(
+    /// `log`.
+    Log {
+        format: String,
+        timestamp: bool,
+        debug: bool,
+    }
+);
+
+section!(
+    /// `tracing`.
+    Tracing {
+        enabled: bool,
+        path: String,
+        max_size: u64,
+        max_count: usize,
+        compress: bool,
+    }
+);
+
+/// The line (from 1) on which the key `path` (such as `["lease", "consul", "url"]`) stands, by indentation.
+pub fn line_of(text: &str, path: &[&str]) -> Option<usize> {
+    let mut open: Vec<(usize, &str)> = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let content = line.trim_start();
+        let indent = line.len() - content.len();
+        let Some((key, _)) = content.split_once(':') else { continue };
+        if content.starts_with(['#', '-']) {
+            continue;
+        }
+        open.retain(|(depth, _)| *depth < indent);
+        open.push((indent, key.trim().trim_matches(['"', '\''])));
+        if open.iter().map(|(_, key)| *key).eq(path.iter().copied()) {
+            return Some(index + 1);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_found_by_their_line() {
+        let text = "# c\nlog:\n  debug: true\nlease:\n  type: x\n  consul:\n    url: u\ndebug: 1\n";
+        assert_eq!(line_of(text, &["lease", "consul", "url"]), Some(7));
+        assert_eq!(line_of(text, &["lease", "type"]), Some(5));
+        assert_eq!(line_of(text, &["debug"]), Some(8));
+        assert_eq!(line_of(text, &["lease", "debug"]), None);
+    }
+}
