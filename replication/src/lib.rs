@@ -1,1 +1,3 @@
 //! Replication between litefs nodes: stream, roles, HALT lock, node API.
+
+pub mod wire;
