@@ -8,6 +8,7 @@ pub mod database;
 pub mod kernel;
 pub mod name;
 pub mod pos;
+pub mod sqlite;
 pub mod store;
 
 pub use database::Database;
