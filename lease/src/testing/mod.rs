@@ -1,0 +1,1 @@
+//! For tests: a real Consul, and a lease in memory.
