@@ -1,0 +1,274 @@
+"""A cluster of network namespaces on this machine: the real binary, real mounts, a real Consul, no Docker.
+
+Needs root. One bridge; every node and Consul have a namespace and an address of their own on it.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+
+from .checker import wait_until
+from .web import Unanswered, request
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+SUBNET = "10.89.77"
+CONFIG = """\
+data:
+  dir: {data}
+  retention: {retention}
+  retention-monitor-interval: 1s
+fuse:
+  dir: {mount}
+http:
+  addr: ":20202"
+proxy:
+  addr: ":8080"
+  target: "127.0.0.1:8081"
+  db: "guestbook.db"
+lease:
+  type: consul
+  hostname: {name}
+  advertise-url: "http://{address}:20202"
+  candidate: true
+  consul:
+    url: "http://{consul}:8500"
+    key: "guestbook/primary"
+tracing:
+  enabled: false
+exec:
+  - cmd: "python3 {demo}/app.py"
+"""
+
+
+def run(*command, check=True):
+    """Runs a command quietly; its output is in the error."""
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if check and result.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {result.stderr.strip()}")
+    return result
+
+
+class Host:
+    """A network namespace with one address."""
+
+    def __init__(self, cluster, name, number):
+        self.cluster, self.name = cluster, name
+        self.address = f"{SUBNET}.{number}"
+        self.space = f"lfs-{cluster.id}-{name}"
+        self.link = f"l{cluster.id}{number}"
+        self.process = None
+
+    def create(self):
+        run("ip", "netns", "add", self.space)
+        run("ip", "link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.space)
+        run("ip", "link", "set", self.link, "master", self.cluster.bridge, "up")
+        run("ip", "-n", self.space, "address", "add", f"{self.address}/24", "dev", "eth0")
+        for device in ("lo", "eth0"):
+            run("ip", "-n", self.space, "link", "set", device, "up")
+
+    def spawn(self, command, log, environment=None):
+        """Starts a command in the namespace, in a session of its own."""
+        with open(log, "ab") as output:
+            self.process = subprocess.Popen(
+                ["ip", "netns", "exec", self.space, *command], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                env={**os.environ, **(environment or {})}, start_new_session=True,
+            )
+
+    def pids(self):
+        """The process and all it started, parents first."""
+        found = [self.process.pid] if self.process else []
+        for pid in found:
+            try:
+                with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as children:
+                    found.extend(int(child) for child in children.read().split())
+            except OSError:
+                pass
+        return found
+
+    def signal_all(self, number):
+        for pid in self.pids():
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+
+    def cut(self):
+        run("ip", "link", "set", self.link, "down")
+
+    def mend(self):
+        run("ip", "link", "set", self.link, "up")
+
+
+class Node(Host):
+    """A litefs node with the guestbook as its child."""
+
+    def __init__(self, cluster, name, number):
+        super().__init__(cluster, name, number)
+        self.api = f"http://{self.address}:20202"
+        self.proxy = f"http://{self.address}:8080"
+        self.folder = os.path.join(cluster.folder, name)
+        self.data, self.mount = (os.path.join(self.folder, part) for part in ("data", "mount"))
+        self.log = os.path.join(self.folder, "log")
+        os.makedirs(self.data)
+        os.makedirs(self.mount)
+
+    def start(self):
+        config = os.path.join(self.folder, "litefs.yml")
+        with open(config, "w", encoding="utf-8") as file:
+            file.write(CONFIG.format(
+                data=self.data, mount=self.mount, name=self.name, address=self.address, retention=self.cluster.retention,
+                consul=self.cluster.consul.address, demo=os.path.join(ROOT, "integration", "demo"),
+            ))
+        database = os.path.join(self.mount, "guestbook.db")
+        self.spawn([self.cluster.binary, "mount", "-config", config], self.log,
+                   {"DATABASE": database, "PORT": "8081", "NODE": self.name})
+
+    def stop(self, timeout=30):
+        """SIGTERM to the supervisor, as `docker stop`; seconds that it took."""
+        begin = time.monotonic()
+        os.kill(self.pids()[-1] if len(self.pids()) == 1 else self.process.pid, signal.SIGTERM)
+        self.process.wait(timeout)
+        self.process = None
+        return time.monotonic() - begin
+
+    def kill(self):
+        """SIGKILL to everything at once, as when a container is killed."""
+        self.signal_all(signal.SIGKILL)
+        self.process.wait(30)
+        self.process = None
+
+    def pause(self):
+        self.signal_all(signal.SIGSTOP)
+
+    def resume(self):
+        self.signal_all(signal.SIGCONT)
+
+    def erase(self):
+        """An empty node again."""
+        run("umount", "-l", self.mount, check=False)
+        shutil.rmtree(self.data)
+        os.makedirs(self.data)
+
+    def limit_disk(self, megabytes):
+        """Puts the data directory on a file system of its own, of this size; before the start."""
+        run("mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", self.data)
+
+    def fill_disk(self):
+        """Leaves no byte free in the data directory."""
+        with open(os.path.join(self.data, "filler"), "ab", buffering=0) as filler:
+            try:
+                while True:
+                    filler.write(b"\0" * 65536)
+            except OSError:
+                pass
+
+    def empty_disk(self):
+        os.remove(os.path.join(self.data, "filler"))
+
+
+class Cluster:
+    """Consul and three nodes."""
+
+    def __init__(self, number=1, retention="10m", nodes=3):
+        self.id, self.retention = number, retention
+        self.bridge = f"lfsbr{number}"
+        self.binary = os.environ.get("LITEFS", os.path.join(ROOT, "target", "release", "litefs"))
+        self.folder = tempfile.mkdtemp(prefix="litefs-chaos-")
+        self.consul = Host(self, "consul", 10)
+        self.nodes = [Node(self, f"n{n}", n) for n in range(1, nodes + 1)]
+
+    def __enter__(self):
+        try:
+            self.remove_network()
+            run("ip", "link", "add", self.bridge, "type", "bridge")
+            run("ip", "address", "add", f"{SUBNET}.254/24", "dev", self.bridge)
+            run("ip", "link", "set", self.bridge, "up")
+            for host in [self.consul, *self.nodes]:
+                host.create()
+            self.start_consul()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def start_consul(self):
+        consul = run(os.path.join(ROOT, "tests", "consul.sh")).stdout.strip().splitlines()[-1]
+        self.consul.spawn([consul, "agent", "-dev", "-client", "0.0.0.0", "-bind", self.consul.address],
+                          os.path.join(self.folder, "consul.log"))
+        url = f"http://{self.consul.address}:8500/v1/status/leader"
+        wait_until(lambda: answers(url, b":"), 60, "Consul")
+
+    def start(self, *nodes):
+        """Starts nodes (all by default) and waits until there is a primary and each of them is ready to serve."""
+        for node in nodes or self.nodes:
+            node.start()
+        self.wait_ready(nodes or self.nodes)
+
+    def wait_ready(self, nodes, timeout=60):
+        for node in nodes:
+            wait_until(lambda node=node: answers(node.proxy + "/litefs/health", b""), timeout, f"health of {node.name}")
+            wait_until(lambda node=node: answers(node.proxy + "/entries?limit=1", b""), timeout, f"guestbook on {node.name}")
+
+    def primary(self, timeout=60):
+        """The node that is primary now."""
+        def find():
+            return next((node for node in self.nodes if info(node).get("isPrimary")), None)
+        return wait_until(find, timeout, "a primary")
+
+    def replicas(self):
+        primary = self.primary()
+        return [node for node in self.nodes if node is not primary]
+
+    def lost_and_found(self, node):
+        """What the node has set aside."""
+        folder = os.path.join(node.data, "lost+found")
+        return [os.path.join(path, name) for path, _, names in os.walk(folder) for name in names]
+
+    def logs(self):
+        """The last lines of every node's log, for a failed scenario."""
+        parts = []
+        for node in self.nodes:
+            with open(node.log, encoding="utf-8", errors="replace") as log:
+                parts.append(f"--- {node.name}\n" + "".join(log.readlines()[-40:]))
+        return "\n".join(parts)
+
+    def remove_network(self):
+        for host in [self.consul, *self.nodes]:
+            run("ip", "netns", "delete", host.space, check=False)
+            run("ip", "link", "delete", host.link, check=False)
+        run("ip", "link", "delete", self.bridge, check=False)
+
+    def __exit__(self, *_):
+        for host in [*self.nodes, self.consul]:
+            if host.process:
+                host.signal_all(signal.SIGCONT)
+                host.signal_all(signal.SIGKILL)
+                host.process.wait(30)
+        self.remove_network()
+        for node in self.nodes:
+            run("umount", "-l", node.mount, check=False)
+            run("umount", "-l", node.data, check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def answers(url, part):
+    """Whether a GET gives 200 with `part` in it."""
+    try:
+        answer = request(url, timeout=5)
+    except Unanswered:
+        return False
+    return answer.status == 200 and part in answer.body
+
+
+def info(node):
+    """`GET /info` of a node; empty while it does not answer."""
+    import json
+
+    try:
+        return json.loads(request(node.api + "/info", timeout=3).body)
+    except (Unanswered, ValueError):
+        return {}
