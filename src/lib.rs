@@ -6,6 +6,7 @@
 
 pub mod database;
 pub mod kernel;
+pub mod ltx;
 pub mod name;
 pub mod pos;
 pub mod sqlite;
