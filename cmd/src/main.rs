@@ -1,2 +1,5 @@
 //! The litefs command.
+
+mod config;
+
 fn main() {}

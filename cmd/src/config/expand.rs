@@ -5,9 +5,8 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 /// `A == "x"`, `A != 'x'`, `A == B`: a variable's name, the operator, then a text or another variable's name.
-static COMPARISON: LazyLock<Option<Regex>> = LazyLock::new(|| {
-    Regex::new(r#"^([A-Za-z0-9_]+)\s*(==|!=)\s*(?:"([^"]*)"|'([^']*)'|([A-Za-z0-9_]+))$"#).ok()
-});
+static COMPARISON: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r#"^([A-Za-z0-9_]+)\s*(==|!=)\s*(?:"([^"]*)"|'([^']*)'|([A-Za-z0-9_]+))$"#).ok());
 
 /// Replaces `$NAME`, `${NAME}` and `${A == "x"}` in `text`. A variable that `env` does not know is empty. A `$` that no
 /// name follows stays.

@@ -1,6 +1,9 @@
 //! The text of `litefs.yml`: which keys there are. Every one may be absent or empty; [`super::Config`] has the defaults.
 
-use serde::Deserialize;
+use std::fmt;
+
+use serde::de::{self, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::values::{ByteSize, GoDuration, OneOrMany};
 
@@ -33,13 +36,33 @@ section!(
 );
 
 /// `exec`: a command line, or a list of commands of which the last is supervised.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-pub enum Exec {
-    /// One command line.
-    One(String),
-    /// Several.
-    Many(Vec<ExecStep>),
+#[derive(Debug, Clone)]
+pub struct Exec(pub Vec<ExecStep>);
+
+impl<'de> Deserialize<'de> for Exec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Steps;
+        impl<'de> Visitor<'de> for Steps {
+            type Value = Exec;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a command line or a list of `cmd`")
+            }
+
+            fn visit_str<E: de::Error>(self, cmd: &str) -> Result<Exec, E> {
+                Ok(Exec(vec![ExecStep { cmd: cmd.to_owned(), if_candidate: false }]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Exec, A::Error> {
+                let mut steps = Vec::new();
+                while let Some(step) = list.next_element()? {
+                    steps.push(step);
+                }
+                Ok(Exec(steps))
+            }
+        }
+        deserializer.deserialize_any(Steps)
+    }
 }
 
 /// One command of the `exec` list.
@@ -166,9 +189,10 @@ section!(
     }
 );
 
-/// The line (from 1) on which the key `path` (such as `["lease", "consul", "url"]`) stands, by indentation.
-pub fn line_of(text: &str, path: &[&str]) -> Option<usize> {
+/// Every key with its line (from 1) and dotted path, such as `lease.consul.url`, by indentation.
+fn keys(text: &str) -> Vec<(usize, String)> {
     let mut open: Vec<(usize, &str)> = Vec::new();
+    let mut keys = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let content = line.trim_start();
         let indent = line.len() - content.len();
@@ -178,11 +202,20 @@ pub fn line_of(text: &str, path: &[&str]) -> Option<usize> {
         }
         open.retain(|(depth, _)| *depth < indent);
         open.push((indent, key.trim().trim_matches(['"', '\''])));
-        if open.iter().map(|(_, key)| *key).eq(path.iter().copied()) {
-            return Some(index + 1);
-        }
+        let path: Vec<&str> = open.iter().map(|(_, key)| *key).collect();
+        keys.push((index + 1, path.join(".")));
     }
-    None
+    keys
+}
+
+/// The line on which the dotted key stands.
+pub fn line_of(text: &str, key: &str) -> Option<usize> {
+    keys(text).into_iter().find(|(_, path)| path == key).map(|(line, _)| line)
+}
+
+/// The dotted key on this line.
+pub fn key_at(text: &str, line: usize) -> Option<String> {
+    keys(text).into_iter().find(|(at, _)| *at == line).map(|(_, path)| path)
 }
 
 #[cfg(test)]
@@ -192,9 +225,10 @@ mod tests {
     #[test]
     fn keys_are_found_by_their_line() {
         let text = "# c\nlog:\n  debug: true\nlease:\n  type: x\n  consul:\n    url: u\ndebug: 1\n";
-        assert_eq!(line_of(text, &["lease", "consul", "url"]), Some(7));
-        assert_eq!(line_of(text, &["lease", "type"]), Some(5));
-        assert_eq!(line_of(text, &["debug"]), Some(8));
-        assert_eq!(line_of(text, &["lease", "debug"]), None);
+        assert_eq!(line_of(text, "lease.consul.url"), Some(7));
+        assert_eq!(line_of(text, "lease.type"), Some(5));
+        assert_eq!(line_of(text, "debug"), Some(8));
+        assert_eq!(line_of(text, "lease.debug"), None);
+        assert_eq!(key_at(text, 7).as_deref(), Some("lease.consul.url"));
     }
 }
