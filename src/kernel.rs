@@ -78,16 +78,40 @@ pub trait WriteGate: Send + Sync {
     fn is_open(&self) -> bool;
 }
 
+/// How the four files of a database are named inside `<data>/dbs/<name>/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Layout {
+    /// `database`, `journal`, `wal`, `shm` (COMPAT §2): behind a mount.
+    #[default]
+    Data,
+    /// `database`, `database-journal`, …: SQLite clients open the files where they lie, without a mount. The capture
+    /// barrier is then missing; whoever uses it keeps a connection open so that no client tears the WAL down.
+    Sqlite,
+}
+
+impl Layout {
+    /// A file's name inside the database's directory.
+    #[must_use]
+    pub fn file_name(self, kind: FileKind) -> String {
+        match self {
+            Self::Data => kind.data_name().to_owned(),
+            Self::Sqlite => format!("{}{}", FileKind::Database.data_name(), kind.suffix()),
+        }
+    }
+}
+
 /// A directory without a mount: clients (in tests) open the files where they lie.
 #[derive(Debug, Clone)]
 pub struct PlainDirectory {
     /// The directory with one folder per database, as `<data>/dbs`.
     pub dbs: PathBuf,
+    /// How the files are named there.
+    pub layout: Layout,
 }
 
 impl Kernel for PlainDirectory {
     fn open(&self, db: &DbName, kind: FileKind) -> io::Result<File> {
-        let path = self.dbs.join(db.as_str()).join(kind.data_name());
+        let path = self.dbs.join(db.as_str()).join(self.layout.file_name(kind));
         OpenOptions::new().read(true).write(true).open(path)
     }
 

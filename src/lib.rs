@@ -5,15 +5,18 @@
 //! write is told to it ([`store::Store::set_mode`]). See `docs/architecture.md`.
 
 pub mod database;
+pub mod fault;
 pub mod kernel;
 pub mod ltx;
 pub mod name;
+mod os;
 pub mod pos;
+pub mod positions;
 pub mod sqlite;
 pub mod store;
 
 pub use database::Database;
-pub use kernel::{FileKind, Kernel, PlainDirectory, WriteGate};
+pub use kernel::{FileKind, Kernel, Layout, PlainDirectory, WriteGate};
 pub use name::{DbName, NameError};
 pub use pos::{Checksum, Pos, Txid};
 pub use store::Store;

@@ -10,10 +10,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use tokio::sync::broadcast;
 
-use crate::database::Database;
-use crate::{DbName, FileKind, Kernel, Pos, WriteGate};
+use crate::database::{CaptureState, Database};
+use crate::{DbName, FileKind, Kernel, Layout, Pos, WriteGate};
 
 /// How the store behaves; from `litefs.yml`.
 #[derive(Debug, Clone)]
@@ -47,6 +48,50 @@ pub trait FenceKeeper: Send + Sync {
     fn attached(&self, db: &DbName, kind: FileKind, fd: BorrowedFd<'_>);
     /// The inode is gone or replaced.
     fn detached(&self, db: &DbName, kind: FileKind);
+}
+
+/// What every database shares with its store.
+#[allow(dead_code)] // until the store is in
+pub(crate) struct Shared {
+    pub(crate) config: StoreConfig,
+    /// How database files are named (tests use SQLite's own names).
+    pub(crate) layout: Layout,
+    /// Random at each start.
+    pub(crate) node_id: u64,
+    /// For `GET /events` and the streams.
+    pub(crate) events: broadcast::Sender<Event>,
+    /// Set while a mount is up. A leaf.
+    pub(crate) kernel: RwLock<Option<Arc<dyn Kernel>>>,
+    /// A leaf.
+    pub(crate) fence_keeper: RwLock<Option<Arc<dyn FenceKeeper>>>,
+    /// A leaf.
+    pub(crate) write_gate: RwLock<Option<Arc<dyn WriteGate>>>,
+}
+
+#[allow(dead_code)] // until the store is in
+impl Shared {
+    /// The mount, when it is up.
+    pub(crate) fn kernel(&self) -> Option<Arc<dyn Kernel>> {
+        self.kernel.read().clone()
+    }
+
+    /// Whether a commit may be acknowledged at this instant.
+    pub(crate) fn may_commit(&self) -> bool {
+        self.write_gate.read().as_ref().is_none_or(|gate| gate.is_open())
+    }
+
+    /// A database's position advanced. Called under its capture lock: nothing here may block or call the kernel.
+    pub(crate) fn advanced(&self, database: &Database, state: &CaptureState, timestamp_ms: u64) {
+        let event = Event::Tx {
+            db: database.name.clone(),
+            pos: state.pos,
+            page_size: state.page_size,
+            commit: state.checksums.page_count(),
+            timestamp_ms,
+        };
+        // Without a receiver there is nobody to tell.
+        let _ = self.events.send(event);
+    }
 }
 
 /// What happened in the store, for `GET /events` and for the stream server. Slow receivers see `Lagged` and start over.

@@ -1,12 +1,41 @@
 //! One replicated database.
 //!
-//! STUB: signatures agreed between the crates; the engine's owner replaces the bodies.
-#![allow(clippy::todo, clippy::missing_panics_doc, missing_docs, unused_variables, clippy::pedantic)]
+//! # Who does what
+//! [`Database`] holds everything the parts share; each part is an `impl Database` block in its own module:
+//! `hooks` (clients' operations, as the mount reports them), `wal_capture` and `rollback` (what SQLite committed becomes
+//! a record), `commit` (the one place where a record is made and the position advances), `checkpoint`, `apply`, `recover`,
+//! `snapshot`, `import`, `fence`.
+//!
+//! # Locks, in the order in which they may be taken
+//! 1. [`Database::action`]: one engine action at a time (checkpoint, apply, import, fence). Never taken by a hook, so
+//!    calls into the [`Kernel`](crate::Kernel) are allowed under it.
+//! 2. [`Database::capture`]: what is captured, and the log. Hooks take it: never call the kernel under it, and never wait
+//!    for a SQLite lock under it (who holds that lock may be waiting in a hook).
+//! 3. Leaves: [`Database::links`], [`Database::health`], positions, the descriptors in [`files::Files`].
+
+#![allow(dead_code, unused_imports)] // until the last part is in
+
+pub(crate) mod checksums;
+mod commit;
+pub(crate) mod files;
+mod hooks;
+pub(crate) mod links;
+mod stubs;
 
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::path::Path;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
+
+pub(crate) use checksums::PageChecksums;
+pub(crate) use commit::{PageSource, TxHead};
+pub(crate) use files::Files;
+pub(crate) use links::Links;
+
+use crate::positions::Positions;
+use crate::store::Shared;
 use crate::{DbName, Pos, Txid};
 
 /// Whether a database can be served.
@@ -20,20 +49,24 @@ pub enum Health {
     Broken(String),
 }
 
-#[derive(Debug)]
-pub struct Database {}
-
 /// Why a record was not applied.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// The record does not follow our position: the sender must send a snapshot (or we diverged).
     #[error("record starts after {expected}, database is at {actual}")]
-    WrongPosition { expected: Pos, actual: Pos },
+    WrongPosition {
+        /// Where the record goes.
+        expected: Pos,
+        /// Where we are.
+        actual: Pos,
+    },
+    /// The bytes are no valid LTX file.
     #[error("record is damaged: {0}")]
     Damaged(String),
     /// Setting the diverged tail aside failed or would exceed `lost_and_found_bytes_max`.
     #[error("set diverged transactions aside: {0}")]
     SetAside(String),
+    /// The disk.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -51,153 +84,109 @@ pub enum Next {
 /// One LTX file image of the log. `bytes` is shared between all streams that send it.
 #[derive(Debug, Clone)]
 pub struct Record {
+    /// First transaction of the record.
     pub min_txid: Txid,
+    /// Last transaction of the record.
     pub max_txid: Txid,
+    /// The position after it.
     pub post: Pos,
+    /// The node that made it.
     pub node_id: u64,
+    /// When it was made, ms since the epoch.
     pub timestamp_ms: u64,
     /// A large record is a range of a file rather than memory.
     pub body: RecordBody,
 }
 
+/// The LTX file image of a [`Record`].
 #[derive(Debug, Clone)]
 pub enum RecordBody {
+    /// The image itself.
     Memory(bytes::Bytes),
-    File { file: std::sync::Arc<File>, offset: u64, len: u64 },
+    /// Where it lies.
+    File {
+        /// The log segment.
+        file: Arc<File>,
+        /// Where the image begins, in bytes.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
 }
 
-/// Hooks: called by the mount for clients' operations. All blocking; the error's errno is SQLite's answer
-/// (`ENOSPC` → SQLITE_FULL, `EIO` → SQLITE_IOERR). They do the I/O on the backing file themselves.
-impl Database {
-    pub fn db_write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        todo!()
-    }
-    pub fn db_truncate(&self, len: u64) -> io::Result<()> {
-        todo!()
-    }
-    pub fn db_sync(&self) -> io::Result<()> {
-        todo!()
-    }
-    /// The database file is about to be unlinked by a client: captured as a deletion (commit = 0); refused on a replica (`EROFS`→ use `EACCES`).
-    pub fn db_unlink(&self) -> io::Result<()> {
-        todo!()
-    }
-    /// Last close of the database file by clients.
-    pub fn db_closed(&self) {
-        todo!()
-    }
-    pub fn journal_created(&self) -> io::Result<()> {
-        todo!()
-    }
-    pub fn journal_write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        todo!()
-    }
-    pub fn journal_truncate(&self, len: u64) -> io::Result<()> {
-        todo!()
-    }
-    pub fn journal_sync(&self) -> io::Result<()> {
-        todo!()
-    }
-    pub fn journal_unlink(&self) -> io::Result<()> {
-        todo!()
-    }
-    /// A super-journal `name` (an ordinary file of the mount) is about to be unlinked: commit point of a multi-database transaction.
-    pub fn super_journal_unlink(&self, name: &str) -> io::Result<()> {
-        todo!()
-    }
-    /// The wal file was created by a client (before the reply).
-    pub fn wal_created(&self) -> io::Result<()> {
-        todo!()
-    }
-    pub fn wal_sync(&self) -> io::Result<()> {
-        todo!()
-    }
-    pub fn wal_truncate(&self, len: u64) -> io::Result<()> {
-        todo!()
-    }
-    pub fn wal_unlink(&self) -> io::Result<()> {
-        todo!()
-    }
-    /// Before the reply to CREATE or the first LOOKUP/OPEN of the shm (ENGINE "Attaching"). Opens it through [`crate::Kernel::open`].
-    pub fn shm_opened(&self) -> io::Result<()> {
-        todo!()
-    }
-    pub fn shm_truncate(&self, len: u64) -> io::Result<()> {
-        todo!()
-    }
-    pub fn shm_unlink(&self) -> io::Result<()> {
-        todo!()
-    }
-    /// Same for the database file: the first open by a client.
-    pub fn db_opened(&self) -> io::Result<()> {
-        todo!()
+/// One database of the store. See the module's documentation for the order of its locks.
+pub struct Database {
+    pub(crate) name: DbName,
+    /// The store's side: configuration, kernel, events, metrics, mode.
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) files: Files,
+    /// Lock 1: held through one engine action (checkpoint, apply, import, fence). No hook takes it.
+    pub(crate) action: Mutex<()>,
+    /// Lock 2: what is captured. Hooks take it.
+    pub(crate) capture: Mutex<CaptureState>,
+    /// Lock 3, a leaf: descriptors on the mount's inodes.
+    pub(crate) links: Mutex<Links>,
+    /// The position as published; only [`Database::publish`] advances it.
+    pub(crate) positions: Positions,
+    /// Lock 3, a leaf.
+    pub(crate) health: Mutex<Health>,
+    /// False before creation and after deletion. The object stays: its log goes on when the name is used again.
+    pub(crate) live: AtomicBool,
+}
+
+/// What is captured of the database: the state of the last record, and what to look at for the next one.
+///
+/// Invariant between calls: `checksums` are those of the pages at `pos`, and `pos` is the last record of the log.
+#[derive(Debug, Default)]
+pub(crate) struct CaptureState {
+    /// The position of the last record.
+    pub(crate) pos: Pos,
+    /// Bytes per page; 0 before the first transaction and after a deletion.
+    pub(crate) page_size: u32,
+    /// Per page; its length is the database's size in pages.
+    pub(crate) checksums: PageChecksums,
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Database").field("name", &self.name).field("pos", &self.pos()).finish_non_exhaustive()
     }
 }
 
 /// For replication, the node API and the proxy.
 impl Database {
+    /// Its name.
+    #[must_use]
     pub fn name(&self) -> &DbName {
-        todo!()
+        &self.name
     }
+
+    /// Whether it can be served.
+    #[must_use]
     pub fn health(&self) -> Health {
-        todo!()
+        self.health.lock().clone()
     }
+
+    /// Whether the file exists (created, not deleted).
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.live.load(Ordering::Acquire)
+    }
+
     /// Position as published; never blocks.
+    #[must_use]
     pub fn pos(&self) -> Pos {
-        todo!()
+        self.positions.get()
     }
-    /// Captures what is committed already, then answers. Blocking (microseconds when nothing is new).
-    pub fn position_now(&self) -> io::Result<Pos> {
-        todo!()
-    }
+
     /// Sleeps until the position reaches `txid` (woken by the advance itself). Cancel-safe.
     pub async fn wait(&self, txid: Txid) -> Pos {
-        todo!()
+        self.positions.wait(txid).await
     }
-    /// Page size and page count, 0 when empty.
+
+    /// Bytes per page; 0 when empty.
+    #[must_use]
     pub fn page_size(&self) -> u32 {
-        todo!()
-    }
-    /// What a replica at `from` needs (COMPAT §4 "Primary's rule"). Blocking file reads.
-    pub fn next_after(&self, from: Pos) -> io::Result<Next> {
-        todo!()
-    }
-    /// Writes an LTX snapshot (min TXID 1 … our TXID) of a consistent view while writers go on; constant memory. Returns its position.
-    pub fn snapshot(&self, out: &mut dyn Write) -> io::Result<Pos> {
-        todo!()
-    }
-    /// Writes a consistent database file.
-    pub fn export(&self, out: &mut dyn Write) -> io::Result<Pos> {
-        todo!()
-    }
-    /// Replaces the whole database by this file, in one transaction; `NotADatabase`-like input → `InvalidData`, nothing changed. Keeps the journal mode.
-    pub fn import(&self, file: &Path) -> io::Result<Pos> {
-        todo!()
-    }
-    /// Applies one LTX file from the primary (spooled and verified off-lock from `input`), durable as DESIGN §8. A snapshot replaces
-    /// everything; when our history is not a prefix of it, our own tail is set aside first. Blocking.
-    pub fn apply(&self, input: &mut dyn Read) -> Result<Pos, ApplyError> {
-        todo!()
-    }
-    /// Removes the database as the primary did (a deletion record is an ordinary LTX file with commit = 0; this is frame type 4).
-    pub fn drop_local(&self) -> io::Result<()> {
-        todo!()
-    }
-    /// Primary: nobody writes here until [`Database::unhalt`] (a remote node holds the HALT lock). Waits at most `wait` for writers.
-    pub fn halt(&self, wait: std::time::Duration) -> io::Result<Pos> {
-        todo!()
-    }
-    pub fn unhalt(&self) {
-        todo!()
-    }
-    /// Replica holding the primary's HALT lock: lets local clients write although the mode is `Replica`;
-    /// `false` closes it again and returns when everything written is captured.
-    pub fn set_local_writes(&self, allowed: bool) -> io::Result<Pos> {
-        todo!()
-    }
-    /// Copies our transactions after `from` to `lost+found/<db>/` as LTX files and forgets them: the position goes back to unknown, the next
-    /// stream sends a snapshot. Returns the folder.
-    pub fn set_aside_after(&self, from: Pos) -> io::Result<std::path::PathBuf> {
-        todo!()
+        self.capture.lock().page_size
     }
 }

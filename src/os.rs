@@ -1,0 +1,82 @@
+//! The OS calls by which the engine changes files, each with a label (`<what>.<operation>`) that names it in errors and
+//! lets tests make it fail ([`crate::fault`]).
+
+#![allow(dead_code)] // until the last part is in
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::fault;
+
+/// Adds the label to an error and keeps its errno reachable: SQLite is answered by errno.
+fn labelled(label: &'static str, error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        // An `io::Error` holds either an errno or a text; the errno decides what SQLite is told.
+        Some(errno) => {
+            tracing::debug!(label, errno, "file operation failed");
+            io::Error::from_raw_os_error(errno)
+        }
+        None => io::Error::new(error.kind(), format!("{label}: {error}")),
+    }
+}
+
+fn run<T>(label: &'static str, operation: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    fault::check(label).and_then(|()| operation()).map_err(|error| labelled(label, &error))
+}
+
+/// Writes all of `data` at `offset`.
+pub(crate) fn write_all_at(label: &'static str, file: &File, data: &[u8], offset: u64) -> io::Result<()> {
+    run(label, || file.write_all_at(data, offset))
+}
+
+/// Makes the file's bytes durable (`fdatasync`).
+pub(crate) fn sync_data(label: &'static str, file: &File) -> io::Result<()> {
+    run(label, || file.sync_data())
+}
+
+/// Makes the entries of a directory durable.
+pub(crate) fn sync_dir(label: &'static str, dir: &Path) -> io::Result<()> {
+    run(label, || File::open(dir)?.sync_all())
+}
+
+/// Cuts or grows the file.
+pub(crate) fn set_len(label: &'static str, file: &File, len: u64) -> io::Result<()> {
+    run(label, || file.set_len(len))
+}
+
+/// Opens for reading and writing, creating it when it is missing.
+pub(crate) fn open_or_create(label: &'static str, path: &Path) -> io::Result<File> {
+    run(label, || File::options().read(true).write(true).create(true).truncate(false).open(path))
+}
+
+/// Renames within one file system.
+pub(crate) fn rename(label: &'static str, from: &Path, to: &Path) -> io::Result<()> {
+    run(label, || fs::rename(from, to))
+}
+
+/// Removes a file; that it is missing already is no error.
+pub(crate) fn remove_file(label: &'static str, path: &Path) -> io::Result<()> {
+    run(label, || match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    })
+}
+
+/// Reads into all of `buffer`; what lies beyond the end of the file reads as zeros, as SQLite takes it.
+pub(crate) fn read_or_zero_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => {
+                buffer[filled..].fill(0);
+                return Ok(());
+            }
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
