@@ -8,3 +8,4 @@ pub mod header;
 pub mod locks;
 pub mod page;
 pub mod wal;
+pub mod wal_index;
