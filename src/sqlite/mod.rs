@@ -5,6 +5,7 @@
 //! length it has not checked.
 
 pub mod header;
+pub mod journal;
 pub mod locks;
 pub mod page;
 pub mod wal;
