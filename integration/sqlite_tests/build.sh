@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Builds SQLite's `testfixture` and `mptest` from Debian's source package; prints the source folder. Needs root for apt.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+cache=${LITEFS_CACHE:-$here/../.cache}/sqlite
+mkdir -p "$cache"
+exec 9>"$cache/lock"
+flock 9
+if [ -x "$cache/source/testfixture" ] && [ -x "$cache/source/mptester" ]; then
+  echo "$cache/source"
+  exit 0
+fi
+DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends dpkg-dev gcc make tcl tcl-dev >&2
+mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | head -n 1)
+release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+mkdir -p "$cache/apt/lists/partial" "$cache/apt/archives/partial"
+echo "deb-src $mirror $release main" >"$cache/apt/sources.list"
+options=(-o "Dir::Etc::SourceList=$cache/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null
+  -o "Dir::State::Lists=$cache/apt/lists" -o "Dir::Cache::Archives=$cache/apt/archives" -o APT::Sandbox::User=root)
+cd "$cache"
+apt-get "${options[@]}" -q update >&2
+rm -rf sqlite3-* source
+apt-get "${options[@]}" -q source sqlite3 >&2
+mv sqlite3-*/ source
+cd source
+./configure --enable-debug=no >"$cache/configure.log" 2>&1
+make -j2 testfixture mptester >"$cache/make.log" 2>&1 || { tail -n 40 "$cache/make.log" >&2; exit 1; }
+[ -x mptester ] || mv mptest mptester 2>/dev/null || true
+echo "$cache/source"

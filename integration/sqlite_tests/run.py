@@ -1,0 +1,173 @@
+#!/usr/bin/env python3
+"""SQLite's own tests on a mounted primary and on the bare disk: nothing may fail only on the mount.
+
+    run.py [--litefs PATH] [--dir FOLDER] [short | full | NAME.test …]
+
+Builds the test programs from Debian's source package (build.sh), starts a node, runs every selected file of the TCL suite
+in both places, and mptest. Tests that may differ are listed with their reason in allowed.txt. Needs root.
+"""
+
+import argparse
+import fnmatch
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+SHORT = ["select1", "insert", "update", "delete", "trans", "trans2", "savepoint", "wal", "walbak", "wal3", "journal1", "jrnlmode",
+         "lock", "vacuum", "autovacuum", "incrvacuum", "attach", "backup", "pager1", "rollback"]
+FULL = SHORT + [
+    "wal2", "wal4", "wal5", "wal6", "wal7", "wal8", "wal9", "walblock", "walcksum", "walcrash2", "walfault2", "walhook", "walmode",
+    "walnoshm", "waloverwrite", "walpersist", "walprotocol", "walro", "walro2", "walrofault", "walsetlk", "walshared", "walthread",
+    "jrnlmode2", "jrnlmode3", "journal2", "journal3", "lock2", "lock3", "lock4", "lock5", "lock6", "lock7", "exclusive", "exclusive2",
+    "vacuum2", "vacuum3", "vacuum4", "vacuum5", "vacuum6", "autovacuum2", "incrvacuum2", "incrvacuum3", "attach2", "attach3",
+    "attach4", "backup2", "backup4", "backup5", "pager2", "pager3", "pager4", "pagesize", "trans3", "savepoint2", "savepoint3",
+    "savepoint4", "savepoint5", "savepoint6", "savepoint7", "memsubsys1", "mmap1", "mmap2", "mmap3", "mmap4", "superlock",
+    "tempdb", "tkt2854", "corrupt", "corrupt2", "corrupt3", "crash", "io", "sync", "sync2", "stmt", "temptable", "misc1", "misc2",
+    "index", "index2", "fts3aa", "fts4aa", "rtree1", "json101", "alter", "alter2", "trigger1", "trigger2", "view", "where", "join",
+    "in", "like", "types", "blob", "bigrow", "capi2", "capi3", "busy", "busy2", "delete2", "delete3", "fkey1", "fkey2", "shared",
+    "shared2", "thread1", "thread2", "nolock", "oserror", "pragma", "pragma2", "cache", "dbstatus", "rdonly", "8_3_names",
+]
+FILE_SECONDS_MAX = 600
+
+
+class Node:
+    """A primary in a scratch folder."""
+
+    def __init__(self, binary, folder):
+        self.folder, self.mount = folder, os.path.join(folder, "mount")
+        os.mkdir(self.mount)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        config = os.path.join(folder, "litefs.yml")
+        with open(config, "w", encoding="utf-8") as file:
+            file.write(
+                f"data: {{dir: {folder}/data}}\nfuse: {{dir: {self.mount}}}\nhttp: {{addr: '127.0.0.1:{self.port}'}}\n"
+                f"lease: {{type: static, candidate: true, advertise-url: 'http://127.0.0.1:{self.port}'}}\n"
+                "tracing: {enabled: false}\n"
+            )
+        self.log = os.path.join(folder, "log")
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                [binary, "mount", "-config", config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        end = time.monotonic() + 60
+        while not self.is_primary():
+            if time.monotonic() > end or self.process.poll() is not None:
+                with open(self.log, encoding="utf-8", errors="replace") as log:
+                    sys.exit(f"the node did not start:\n{log.read()}")
+            time.sleep(0.1)
+
+    def is_primary(self):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/info", timeout=5) as answer:
+                return b'"isPrimary":true' in answer.read().replace(b" ", b"")
+        except OSError:
+            return False
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+def clear(folder):
+    """Removes what a test file left."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        try:
+            shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.remove(path)
+        except OSError as error:
+            print(f"    {path} stays: {error}")
+
+
+def run_file(source, name, folder):
+    """Failed tests of one file; None when it did not come to its end."""
+    command = [os.path.join(source, "testfixture"), os.path.join(source, "test", name + ".test"), f"--testdir={folder}"]
+    try:
+        result = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=FILE_SECONDS_MAX,
+            cwd=tempfile.gettempdir(),
+        )
+    except subprocess.TimeoutExpired:
+        return None, "timed out"
+    output = result.stdout + result.stderr
+    end = re.search(r"^(\d+) errors out of (\d+) tests", output, re.M)
+    if not end:
+        return None, output[-2000:]
+    failures = re.search(r"^!Failures on these tests: (.*)$", output, re.M)
+    return set(failures.group(1).split() if failures else []), end.group(0)
+
+
+def run_mptest(source, folder):
+    """SQLite's multi-process test; True when it says 0 errors."""
+    script = os.path.join(source, "mptest", "multiwrite01.test")
+    result = subprocess.run(
+        [os.path.join(source, "mptester"), "mp.db", script], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, timeout=FILE_SECONDS_MAX,
+    )
+    return result.returncode == 0 and "0 errors" in result.stdout + result.stderr, (result.stdout + result.stderr)[-1000:]
+
+
+def allowed():
+    """Patterns of tests that may fail on the mount only; each line: pattern, then its reason."""
+    with open(os.path.join(HERE, "allowed.txt"), encoding="utf-8") as file:
+        return [line.split()[0] for line in file if line.strip() and not line.startswith("#")]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--litefs", default=os.path.join(ROOT, "target", "release", "litefs"))
+    parser.add_argument("--dir", default=None, help="where the scratch folder is made")
+    parser.add_argument("selection", nargs="*", default=["short"])
+    arguments = parser.parse_args()
+    names = []
+    for item in arguments.selection:
+        names += {"short": SHORT, "full": FULL}.get(item, [item.removesuffix(".test")])
+    source = subprocess.run([os.path.join(HERE, "build.sh")], check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]
+    patterns, wrong, ran = allowed(), 0, 0
+    with tempfile.TemporaryDirectory(prefix="litefs-sqlite-", dir=arguments.dir) as scratch:
+        bare = os.path.join(scratch, "bare")
+        os.mkdir(bare)
+        node = Node(arguments.litefs, scratch)
+        try:
+            for name in names:
+                results = []
+                for folder in (bare, node.mount):
+                    results.append(run_file(source, name, folder))
+                    clear(folder)
+                (disk, disk_text), (mount, mount_text) = results
+                ran += 1
+                if disk is None:
+                    print(f"{name}: does not end on the bare disk either ({disk_text.splitlines()[-1:]})", flush=True)
+                    continue
+                if mount is None:
+                    if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+                        wrong += 1
+                        print(f"{name}: FAIL, did not end on the mount:\n{mount_text}", flush=True)
+                    continue
+                only = sorted(test for test in mount - disk if not any(fnmatch.fnmatch(test, p) for p in patterns))
+                wrong += bool(only)
+                print(f"{name}: {'FAIL only on the mount: ' + ' '.join(only) if only else 'ok'} ({mount_text})", flush=True)
+            good, text = run_mptest(source, node.mount)
+            ran, wrong = ran + 1, wrong + (not good)
+            print(f"mptest: {'ok' if good else 'FAIL ' + text}")
+        finally:
+            status = node.stop()
+        if status:
+            print(f"the node ended with {status}")
+            wrong += 1
+    print(f"{ran - wrong} passed, {wrong} failed")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
