@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::file::{self, File};
-use super::values::{GoDuration, OneOrMany};
+use super::values::GoDuration;
 use super::{
     Config, Consul, Data, ForwardMode, Fuse, Http, Lease, LeaseType, ListenAddr, Log, LogFormat, Proxy, Tracing,
 };
@@ -230,7 +230,7 @@ fn proxy(file: file::Proxy, lease: &Lease) -> Checked<Option<Proxy>> {
     };
     let Some(target) = file.target.filter(|target| !target.is_empty()) else { return Ok(None) };
     proxy_target(&target)?;
-    let databases = file.db.unwrap_or(OneOrMany::default()).0;
+    let databases = file.db.unwrap_or_default().0;
     if databases.iter().all(String::is_empty) {
         return problem("proxy.db", "is required: the database whose position the cookie tracks");
     }

@@ -14,7 +14,6 @@ pub use address::ListenAddr;
 pub use file::ExecStep;
 use file::File;
 use thiserror::Error;
-pub use values::parse_duration;
 
 /// Why a configuration is refused. One line for people, with file and line number where there is one. Exit code 2.
 #[derive(Debug, Error)]
