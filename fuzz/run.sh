@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Runs one fuzz target for some seconds, on a stable compiler; cargo-fuzz is not needed. Needs a C++ compiler.
+#
+#   fuzz/run.sh TARGET SECONDS [further libFuzzer arguments]
+set -euo pipefail
+
+cd "$(dirname "$0")"
+target=${1:?target: $(ls targets | sed 's/\.rs$//' | grep -v memory | tr '\n' ' ')}
+seconds=${2:?seconds}
+shift 2
+export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
+ -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
+ -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions -Ccodegen-units=1"
+RUSTFLAGS=$(tr '\n' ' ' <<<"$RUSTFLAGS")
+# An explicit --target keeps the flags away from build scripts and macros.
+host=$(rustc -vV | sed -n 's/^host: //p')
+cargo build --release --target "$host" --bin "$target"
+corpus=corpus/$target
+mkdir -p "$corpus" artifacts
+case $target in # the original's files are good seeds
+  ltx) find ../tests/golden -name '*.ltx' -exec cp -n {} "$corpus/" \; ;;
+  wire) find ../tests/golden \( -name 'stream-*.bin' -o -name 'posmap-*.bin' \) -exec cp -n {} "$corpus/" \; ;;
+  header) find ../tests/golden -name database -exec sh -c 'head -c 100 "$1" >"$2/$(cksum <"$1" | cut -d" " -f1)"' _ {} "$corpus" \; ;;
+  wal) find ../tests/golden -name wal -exec cp -n {} "$corpus/" \; ;;
+  wal_index) find ../tests/golden -name shm -exec cp -n {} "$corpus/" \; ;;
+esac
+exec "${CARGO_TARGET_DIR:-target}/$host/release/$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 \
+  -artifact_prefix=artifacts/ "$@" "$corpus"
