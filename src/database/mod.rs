@@ -20,6 +20,7 @@ mod commit;
 pub(crate) mod files;
 mod hooks;
 pub(crate) mod links;
+pub mod log;
 mod stubs;
 
 use std::fs::File;

@@ -1,0 +1,211 @@
+//! Appending records, sealing segments, making them durable.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::segment::{self, FRAME_BYTES, SEGMENT_HEADER_BYTES};
+use super::{Entry, Last, Log, MEMORY_RECORD_BYTES_MAX, SEGMENT_BYTES, Segment, Spool, State};
+use crate::ltx::{HEADER_BYTES, Header, Image};
+use crate::{Checksum, Pos, Txid, os};
+
+/// Where the next record goes.
+struct Target {
+    file: Arc<File>,
+    /// Of its frame, in bytes.
+    offset: u64,
+    /// Number and path when the segment is new, and not part of the log before its first record is written.
+    created: Option<(u64, PathBuf)>,
+}
+
+impl Log {
+    /// Appends a record with one write. It is visible to readers at once and durable after [`Log::sync`].
+    ///
+    /// # Errors
+    /// `InvalidInput` when it does not continue the log; else writing failed (`ENOSPC`, …) and the log is as before.
+    pub fn append(&self, image: &Image) -> io::Result<()> {
+        let mut appender = self.appender.lock();
+        self.check_continues(&image.header)?;
+        let target = self.target(&image.header)?;
+        let entry = Entry {
+            min: image.header.min_txid,
+            max: image.header.max_txid,
+            pre: image.header.pre_apply,
+            post: image.trailer.post_apply,
+            offset: target.offset + FRAME_BYTES as u64,
+            len: image.bytes.len() as u64,
+            crc: Some(segment::crc(&image.bytes)),
+        };
+        if let Err(error) = write_record(&mut appender.buffer, &target, &entry, &image.bytes) {
+            // What is there is no record; that it also looks like the end of the file is for the eye only.
+            let _ = os::set_len("log.truncate", &target.file, target.offset);
+            return Err(error);
+        }
+        match target.created {
+            Some((sequence, path)) => self.activate(sequence, path, target.file, image.header, entry),
+            None => self.state.lock().extend(entry),
+        }
+        {
+            let mut state = self.state.lock();
+            state.cache.push(entry.min, image.bytes.clone());
+            state.last = Some(Last { header: image.header, post: entry.post });
+        }
+        self.drop_before_snapshot(&image.header);
+        Ok(())
+    }
+
+    /// Makes a record that was written to a spool part of the log, without copying it. The spool must hold a valid LTX
+    /// file: the caller has written or verified it.
+    ///
+    /// # Errors
+    /// As [`Log::append`]; also `InvalidInput` when the spool has no whole header and trailer.
+    pub fn adopt(&self, mut spool: Spool) -> io::Result<Pos> {
+        let _appender = self.appender.lock();
+        spool.flush()?;
+        let (header, post) = spool.ends()?;
+        self.check_continues(&header)?;
+        self.sync()?;
+        let sequence = self.state.lock().next_sequence;
+        let path = self.segment_path(sequence);
+        let (file, entry) = spool.into_segment(sequence, &header, post, &path)?;
+        self.activate(sequence, path, file, header, entry);
+        self.state.lock().last = Some(Last { header, post });
+        self.drop_before_snapshot(&header);
+        Ok(Pos::new(header.max_txid, post))
+    }
+
+    /// Makes every record appended so far durable. Appends go on meanwhile.
+    ///
+    /// # Errors
+    /// `fdatasync` failed. The records stay readable, but are not counted as durable until a later sync succeeds.
+    pub fn sync(&self) -> io::Result<()> {
+        let _syncing = self.syncing.lock();
+        let (file, last, directory_changed) = {
+            let state = self.state.lock();
+            let last = state.last.as_ref().map_or(Txid::ZERO, |last| last.header.max_txid);
+            if last == state.synced {
+                return Ok(());
+            }
+            (state.active_file.clone(), last, state.directory_changed)
+        };
+        // Segments before the active one were synced when it was started.
+        if let Some(file) = file {
+            os::sync_data("log.sync", &file)?;
+        }
+        if directory_changed {
+            self.state.lock().directory_changed = false;
+            if let Err(error) = os::sync_dir("log.sync_dir", &Self::segments_dir(&self.dir)) {
+                self.state.lock().directory_changed = true;
+                return Err(error);
+            }
+        }
+        self.state.lock().synced = last;
+        Ok(())
+    }
+
+    fn check_continues(&self, header: &Header) -> io::Result<()> {
+        let last = self.last_pos();
+        if header.is_snapshot() || last.is_zero() || header.pre() == last {
+            return Ok(());
+        }
+        let problem = format!("record {} follows {}, the log ends at {last}", header.file_name(), header.pre());
+        Err(io::Error::new(io::ErrorKind::InvalidInput, problem))
+    }
+
+    /// The end of the active segment; a new segment when that is full or missing, or a snapshot comes. The old one is
+    /// made durable first: only the last segment is checked for torn records when the log is opened.
+    fn target(&self, header: &Header) -> io::Result<Target> {
+        if !header.is_snapshot() {
+            let state = self.state.lock();
+            if let (Some(segment), Some(file)) = (state.segments.back(), &state.active_file)
+                && segment.len < SEGMENT_BYTES
+                && !segment.is_legacy()
+            {
+                return Ok(Target { file: file.clone(), offset: segment.len, created: None });
+            }
+        }
+        self.sync()?;
+        let sequence = self.state.lock().next_sequence;
+        let path = self.segment_path(sequence);
+        let file = os::open_or_create("log.create", &path)?;
+        // An attempt that failed may have left something in it.
+        os::set_len("log.truncate", &file, 0)?;
+        os::write_all_at("log.append", &file, &segment::segment_header(sequence), 0)?;
+        Ok(Target { file: Arc::new(file), offset: SEGMENT_HEADER_BYTES, created: Some((sequence, path)) })
+    }
+
+    /// A new last segment with its first record.
+    fn activate(&self, sequence: u64, path: PathBuf, file: Arc<File>, first: Header, entry: Entry) {
+        let mut state = self.state.lock();
+        state.segments.push_back(Segment { path, sequence, first, len: entry.end() });
+        state.active = vec![entry];
+        state.active_file = Some(file);
+        state.directory_changed = true;
+        state.next_sequence = sequence + 1;
+    }
+
+    /// After a snapshot record: makes it durable and removes what lies before it. When that fails, opening the log does it.
+    fn drop_before_snapshot(&self, header: &Header) {
+        if !header.is_snapshot() {
+            return;
+        }
+        let useless: Vec<Segment> = {
+            let mut state = self.state.lock();
+            state.chain_start = Txid::ZERO;
+            state.sealed.clear();
+            let newest = state.cache.get(header.min_txid);
+            state.cache.clear();
+            if let Some(bytes) = newest {
+                state.cache.push(header.min_txid, bytes);
+            }
+            let before = state.segments.len() - 1;
+            state.segments.drain(..before).collect()
+        };
+        if useless.is_empty() {
+            return;
+        }
+        let removed = self
+            .sync()
+            .and_then(|()| useless.iter().try_for_each(|segment| os::remove_file("log.remove", &segment.path)));
+        if let Err(error) = removed {
+            tracing::warn!(dir = %self.dir.display(), %error, "remove log segments superseded by a snapshot; the next start does it");
+        }
+    }
+}
+
+impl State {
+    /// One more record in the active segment.
+    fn extend(&mut self, entry: Entry) {
+        self.active.push(entry);
+        if let Some(segment) = self.segments.back_mut() {
+            segment.len = entry.end();
+        }
+    }
+}
+
+fn write_record(buffer: &mut Vec<u8>, target: &Target, entry: &Entry, image: &[u8]) -> io::Result<()> {
+    let frame = segment::frame(entry.len, entry.post, entry.crc.unwrap_or(0), &image[..HEADER_BYTES]);
+    if entry.len > MEMORY_RECORD_BYTES_MAX {
+        // The frame last: without it the record does not exist.
+        os::write_all_at("log.append", &target.file, image, entry.offset)?;
+        return os::write_all_at("log.append", &target.file, &frame, target.offset);
+    }
+    buffer.clear();
+    buffer.extend_from_slice(&frame);
+    buffer.extend_from_slice(image);
+    os::write_all_at("log.append", &target.file, buffer, target.offset)
+}
+
+/// The entry of a record that has a segment for itself.
+pub(super) fn entry_of(header: &Header, post: Checksum, len: u64, crc: u64) -> Entry {
+    Entry {
+        min: header.min_txid,
+        max: header.max_txid,
+        pre: header.pre_apply,
+        post,
+        offset: SEGMENT_HEADER_BYTES + FRAME_BYTES as u64,
+        len,
+        crc: Some(crc),
+    }
+}
