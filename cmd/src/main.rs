@@ -4,10 +4,14 @@
 #![allow(dead_code)]
 
 mod cli;
+mod client;
 mod config;
 mod logging;
+mod ltx;
 mod mount;
+mod run;
 mod trace_file;
+mod transfer;
 mod version;
 
 use std::process::ExitCode;
@@ -28,6 +32,10 @@ fn main() -> ExitCode {
             println!("{}", version::text());
             ExitCode::SUCCESS
         }
-        _ => ExitCode::FAILURE,
+        Command::Import(args) => client::run(transfer::import(args)),
+        Command::Export(args) => client::run(transfer::export(args)),
+        Command::Run(args) => client::run(run::run(args)),
+        Command::Ltx(args) => client::run(async move { ltx::run(&args.command) }),
+        Command::Verify(_) | Command::Repair(_) => ExitCode::FAILURE,
     }
 }
