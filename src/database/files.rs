@@ -23,11 +23,13 @@ pub(crate) struct Files {
     database: Mutex<Option<Arc<File>>>,
     /// A leaf, as `database`: opened when first needed, forgotten when the file is unlinked.
     wal: Mutex<Option<Arc<File>>>,
+    /// A leaf, as `wal`.
+    journal: Mutex<Option<Arc<File>>>,
 }
 
 impl Files {
     pub(crate) fn new(dir: PathBuf, layout: Layout) -> Self {
-        Self { dir, layout, database: Mutex::new(None), wal: Mutex::new(None) }
+        Self { dir, layout, database: Mutex::new(None), wal: Mutex::new(None), journal: Mutex::new(None) }
     }
 
     /// The database's directory.
@@ -69,6 +71,23 @@ impl Files {
         Ok(slot.clone())
     }
 
+    /// The rollback journal. Only its creation may create it: a journal that came into being by itself would be hot.
+    pub(crate) fn journal(&self, create: bool) -> io::Result<Arc<File>> {
+        let mut slot = self.journal.lock();
+        if let Some(file) = &*slot {
+            return Ok(file.clone());
+        }
+        let path = self.path(FileKind::Journal);
+        let file = if create {
+            os::open_or_create("journal.create", &path)?
+        } else {
+            File::options().read(true).write(true).open(path)?
+        };
+        let file = Arc::new(file);
+        *slot = Some(file.clone());
+        Ok(file)
+    }
+
     /// Unlinks a file and forgets its descriptor.
     pub(crate) fn remove(&self, kind: FileKind) -> io::Result<()> {
         let label = match kind {
@@ -87,7 +106,8 @@ impl Files {
         match kind {
             FileKind::Database => *self.database.lock() = None,
             FileKind::Wal => *self.wal.lock() = None,
-            FileKind::Journal | FileKind::Shm => {}
+            FileKind::Journal => *self.journal.lock() = None,
+            FileKind::Shm => {}
         }
     }
 }

@@ -21,6 +21,7 @@ pub(crate) mod files;
 mod hooks;
 pub(crate) mod links;
 pub mod log;
+mod rollback;
 mod stubs;
 
 use std::fs::File;
@@ -146,6 +147,8 @@ pub(crate) struct CaptureState {
     pub(crate) page_size: u32,
     /// Per page; its length is the database's size in pages.
     pub(crate) checksums: PageChecksums,
+    /// What the rollback modes have to remember.
+    pub(crate) rollback: rollback::RollbackState,
 }
 
 impl std::fmt::Debug for Database {

@@ -75,29 +75,6 @@ impl Database {
     }
 }
 
-// sqlite: rollback/
-impl Database {
-    pub fn journal_created(&self) -> io::Result<()> {
-        todo!()
-    }
-    pub fn journal_write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        todo!()
-    }
-    pub fn journal_truncate(&self, len: u64) -> io::Result<()> {
-        todo!()
-    }
-    pub fn journal_sync(&self) -> io::Result<()> {
-        todo!()
-    }
-    pub fn journal_unlink(&self) -> io::Result<()> {
-        todo!()
-    }
-    /// A super-journal `name` (an ordinary file of the mount) is about to be unlinked: commit point of a multi-database transaction.
-    pub fn super_journal_unlink(&self, name: &str) -> io::Result<()> {
-        todo!()
-    }
-}
-
 // sqlite: apply/
 impl Database {
     /// Applies one LTX file from the primary (spooled and verified off-lock from `input`), durable as DESIGN §8. A snapshot replaces

@@ -1,0 +1,192 @@
+//! Capture in the rollback modes (DESIGN §5): DELETE, TRUNCATE, PERSIST, MEMORY and OFF, and files copied into the mount.
+//!
+//! Clients' writes to the database file and its journal come to us. A write marks pages dirty; the journal's end (unlink,
+//! truncation to nothing, a zeroed header) is the commit, and becomes a record *before* it is let through: when that fails, so
+//! does SQLite's operation, and SQLite rolls back. A rollback ends the journal as well; its pages have their old checksums
+//! again, so it leaves no record. With a super-journal the commit of all its databases is the super-journal's unlink.
+//!
+//! Without a journal (MEMORY, OFF, `cp`) the end is seen otherwise, see [`unjournaled`].
+
+mod dirty;
+mod hooks;
+mod source;
+mod unjournaled;
+
+use std::fs::File;
+use std::io;
+
+use self::dirty::DirtyPages;
+pub(crate) use self::source::FilePages;
+pub(crate) use self::unjournaled::Moment;
+use super::{CaptureState, Database, PageSource, TxHead};
+use crate::Pos;
+use crate::os;
+use crate::sqlite::header::{DatabaseHeader, HEADER_LEN, VERSION_WAL};
+use crate::sqlite::page::{lock_page, page_checksum};
+
+/// Where the read version stands, by which clients choose the WAL.
+const READ_VERSION_OFFSET: u64 = 19;
+
+/// What the rollback modes have to remember between two calls.
+#[derive(Debug, Default)]
+pub(crate) struct RollbackState {
+    /// Pages of [`CaptureState::page_size`] written since the last capture. While that size is 0 the numbers mean nothing:
+    /// then the whole file is the transaction.
+    dirty: DirtyPages,
+    journal: JournalPhase,
+    /// Who writes without a journal; decided at its first write.
+    unjournaled: unjournaled::Writer,
+    /// Whether page 1 of the file says WAL; `None`: not read yet.
+    wal: Option<bool>,
+}
+
+/// Where the running transaction's journal is.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum JournalPhase {
+    /// None, or finalised.
+    #[default]
+    Idle,
+    /// A header was written.
+    Active {
+        /// The client synced it since: it runs with `synchronous` of at least NORMAL.
+        synced: bool,
+    },
+}
+
+impl RollbackState {
+    /// Whether a transaction is under way or waits to be captured.
+    pub(crate) fn is_pending(&self) -> bool {
+        !self.dirty.is_empty() || self.journal != JournalPhase::Idle
+    }
+
+    /// Forgets everything: the file was replaced, applied to, or removed by the engine.
+    pub(crate) fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+impl Database {
+    /// A client is about to write to the database file. Marks the pages, unless the write is a checkpoint's.
+    pub(super) fn note_db_write(&self, state: &mut CaptureState, offset: u64, data: &[u8]) -> io::Result<()> {
+        let was_wal = self.page1_says_wal(state)?;
+        let version = READ_VERSION_OFFSET.checked_sub(offset).and_then(|at| data.get(usize::try_from(at).ok()?));
+        let is_wal = version.map_or(was_wal, |version| *version == VERSION_WAL);
+        state.rollback.wal = Some(is_wal);
+        // In WAL mode only checkpoints write to the file. Whoever leaves that mode writes page 1 with another version.
+        if was_wal && is_wal && !state.rollback.is_pending() {
+            return Ok(());
+        }
+        if state.rollback.journal == JournalPhase::Idle {
+            self.note_unjournaled_write(state)?;
+        }
+        let page_size = u64::from(state.page_size.max(crate::sqlite::page::PAGE_SIZE_MIN));
+        let last = (offset + data.len() as u64).saturating_sub(1).max(offset);
+        let page = |at: u64| u32::try_from(at / page_size + 1).unwrap_or(u32::MAX);
+        state.rollback.dirty.insert(page(offset)..=page(last));
+        Ok(())
+    }
+
+    /// A client is about to cut or grow the database file.
+    pub(super) fn note_db_truncate(&self, state: &mut CaptureState, len: u64) -> io::Result<()> {
+        // SQLite cuts after the commit: the record has the size from page 1. To nothing it cuts only when the first transaction
+        // is rolled back under its journal; otherwise this is `cp` and its O_TRUNC.
+        if len > 0 {
+            return Ok(());
+        }
+        state.rollback.wal = Some(false);
+        if state.rollback.journal == JournalPhase::Idle {
+            self.note_unjournaled_write(state)?;
+            state.rollback.dirty.insert(1..=1);
+        }
+        Ok(())
+    }
+
+    /// Whether page 1 of the file names WAL mode.
+    pub(super) fn page1_says_wal(&self, state: &mut CaptureState) -> io::Result<bool> {
+        if let Some(wal) = state.rollback.wal {
+            return Ok(wal);
+        }
+        let mut head = [0; HEADER_LEN];
+        os::read_or_zero_at(&*self.files.database()?, &mut head, 0)?;
+        let wal = DatabaseHeader::parse(&head).is_ok_and(|header| header.is_wal());
+        state.rollback.wal = Some(wal);
+        Ok(wal)
+    }
+
+    /// Makes a record of the dirty pages, as the file shows them now. `None`: nothing differs from the last record.
+    ///
+    /// On an error the pages stay dirty: SQLite will write them back and finalise again.
+    fn capture_dirty_pages(&self, state: &mut CaptureState, durable: bool) -> io::Result<Option<Pos>> {
+        if state.rollback.dirty.is_empty() {
+            return Ok(None);
+        }
+        let file = self.files.database()?;
+        let len = file.metadata()?.len();
+        if len == 0 && state.page_size == 0 {
+            // The first transaction of a new database was rolled back.
+            state.rollback.dirty.clear();
+            return Ok(None);
+        }
+        let mut head = [0; HEADER_LEN];
+        os::read_or_zero_at(&file, &mut head, 0)?;
+        let header = DatabaseHeader::parse(&head).map_err(|error| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("read the database header: {error}"))
+        })?;
+        let commit = header.page_count(len);
+        if !self.shared.may_commit() && self.has_changes(state, &file, &header, commit)? {
+            // The lease does not cover this instant: SQLite rolls back, which is let through as nothing differs then.
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        // The set is taken out so that its iterator and `state` do not share a borrow; it goes back on failure.
+        let dirty = std::mem::take(&mut state.rollback.dirty);
+        let head = TxHead {
+            page_size: header.page_size,
+            commit,
+            page_count_hint: dirty.len(),
+            skip_unchanged: true,
+            durable,
+            ..TxHead::default()
+        };
+        let pages = transaction_pages(state, &dirty, &header, commit);
+        let mut source = FilePages::new(&file, header.page_size, pages);
+        let result = self.commit_transaction(state, &head, &mut source);
+        drop(source);
+        if result.is_err() {
+            state.rollback.dirty = dirty;
+        }
+        result
+    }
+
+    /// Whether any dirty page, or the size, differs from the last record.
+    fn has_changes(&self, state: &CaptureState, file: &File, header: &DatabaseHeader, commit: u32) -> io::Result<bool> {
+        if header.page_size != state.page_size || commit != state.checksums.page_count() {
+            return Ok(true);
+        }
+        let pages = transaction_pages(state, &state.rollback.dirty, header, commit);
+        let mut source = FilePages::new(file, header.page_size, pages);
+        while let Some((pgno, page)) = source.next_page()? {
+            if page_checksum(pgno, page) != state.checksums.get(pgno) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// The pages a record needs, ascending: the dirty ones and all between the old and the new end; every page when there was none
+/// before or the page size is another. Never the lock page.
+fn transaction_pages<'a>(
+    state: &CaptureState,
+    dirty: &'a DirtyPages,
+    header: &DatabaseHeader,
+    commit: u32,
+) -> impl Iterator<Item = u32> + use<'a> {
+    let same_size = state.page_size == header.page_size;
+    let old_count = if same_size { state.checksums.page_count() } else { 0 };
+    let lock = lock_page(header.page_size);
+    dirty
+        .iter()
+        .take_while(move |pgno| *pgno <= old_count.min(commit))
+        .chain(old_count.saturating_add(1)..=commit)
+        .filter(move |pgno| *pgno != lock)
+}
