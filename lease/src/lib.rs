@@ -15,8 +15,8 @@ pub mod takeover;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use candidates::NodeRecord;
-pub use clock::BootInstant;
+pub use candidates::{Decision, NodeRecord, Roster};
+pub use clock::{BootInstant, Clock};
 pub use consul::{ConsulConfig, ConsulLeaser};
 pub use fence::{FenceCell, FenceGate};
 pub use leaser::{
@@ -24,4 +24,4 @@ pub use leaser::{
     PrimaryInfo, Version,
 };
 pub use static_lease::StaticLeaser;
-pub use takeover::{TakeOver, Timing};
+pub use takeover::{Observer, TakeOver, Timing};

@@ -1,0 +1,163 @@
+//! A real Consul agent for one test.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Ports that are neither ephemeral nor well known.
+const PORTS: std::ops::Range<u16> = 12_000..32_000;
+/// HTTP, server RPC, and the two gossip ports.
+const PORT_COUNT: u16 = 4;
+const STARTS_AT_MOST: usize = 10;
+const READY_WITHIN: Duration = Duration::from_secs(60);
+
+/// A Consul agent in development mode (its state is in memory) on free ports of 127.0.0.1. Killed on drop.
+#[derive(Debug)]
+pub struct ConsulServer {
+    child: Child,
+    port: u16,
+}
+
+impl ConsulServer {
+    /// Starts an agent and waits until it has elected itself. `tests/consul.sh` fetches the executable, once per machine.
+    ///
+    /// # Errors
+    /// When Consul cannot be fetched or does not start.
+    pub fn start() -> io::Result<Self> {
+        let program = executable()?;
+        let mut last = None;
+        for _ in 0..STARTS_AT_MOST {
+            match Self::start_on(&program, free_ports()?) {
+                Ok(server) => return Ok(server),
+                // Most likely another process took a port in between.
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| io::Error::other("no attempt was made")))
+    }
+
+    fn start_on(program: &Path, port: u16) -> io::Result<Self> {
+        let mut command = Command::new(program);
+        command.args(["agent", "-dev", "-bind=127.0.0.1", "-client=127.0.0.1", "-log-level=warn"]);
+        command.args(["-dns-port=-1", "-grpc-port=-1", "-https-port=-1"]);
+        for (i, name) in ["http", "server", "serf-lan", "serf-wan"].into_iter().enumerate() {
+            command.arg(format!("-{name}-port={}", usize::from(port) + i));
+        }
+        command.args(["-hcl=disable_update_check = true", "-hcl=performance { raft_multiplier = 1 }"]);
+        let log = format!("/tmp/litefs-consul-{}-{port}.log", std::process::id());
+        let output = File::create(&log)?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let mut server = Self { child: command.spawn()?, port };
+        let ready = server.wait_until_ready();
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let _ = std::fs::remove_file(&log); // The agent goes on writing to it unseen.
+        ready.map_err(|error| io::Error::other(format!("{error}; Consul said: {text}")))?;
+        Ok(server)
+    }
+
+    fn wait_until_ready(&mut self) -> io::Result<()> {
+        let start = Instant::now();
+        while start.elapsed() < READY_WITHIN {
+            if let Some(status) = self.child.try_wait()? {
+                return Err(io::Error::other(format!("Consul ended: {status}")));
+            }
+            if self.request("GET", "/v1/status/leader", "").is_ok_and(|body| body.contains(':')) {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, "Consul has no leader"))
+    }
+
+    /// `http://127.0.0.1:<port>`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
+    /// Where the HTTP API answers.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+
+    /// The agent's process ID.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        let pid = Pid::from_raw(self.child.id().cast_signed()).ok_or_else(|| io::Error::other("no process"))?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// SIGSTOP: connections are accepted, nothing is answered.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn pause(&self) -> io::Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// SIGCONT.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn resume(&self) -> io::Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// One plain request, for tests that look at Consul's state or spoil it; returns the body.
+    ///
+    /// # Errors
+    /// When the connection fails or the status is not 200.
+    pub fn request(&self, method: &str, path: &str, body: &str) -> io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&self.address(), Duration::from_secs(5))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        write!(stream, "{method} {path} HTTP/1.0\r\nHost: consul\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        if head.split(' ').nth(1) == Some("200") {
+            return Ok(body.trim().to_owned());
+        }
+        Err(io::Error::other(format!("{method} {path}: {} {}", head.lines().next().unwrap_or(""), body.trim())))
+    }
+}
+
+impl Drop for ConsulServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The first of [`PORT_COUNT`] adjacent ports that are free at the moment.
+fn free_ports() -> io::Result<u16> {
+    for _ in 0..1000 {
+        let first = fastrand::u16(PORTS.start..PORTS.end - PORT_COUNT);
+        let bound: io::Result<Vec<TcpListener>> =
+            (first..first + PORT_COUNT).map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port))).collect();
+        if bound.is_ok() {
+            return Ok(first);
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::AddrInUse, "no free ports between 12000 and 32000"))
+}
+
+fn executable() -> io::Result<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/consul.sh");
+    let output = Command::new(&script).stdin(Stdio::null()).output()?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        return Err(io::Error::other(format!("{}: {text}", script.display())));
+    }
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+}
