@@ -1,1 +1,6 @@
 //! End-to-end tests: every one starts the real `litefs` binary.
+
+// Helpers of tests fail as tests do.
+#![allow(clippy::expect_used, clippy::panic)]
+
+mod commands;

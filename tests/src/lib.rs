@@ -1,1 +1,12 @@
-//! End-to-end tests on the real binary.
+//! What end-to-end tests need: real nodes in temporary folders, foreign SQLite clients, and waiting on conditions.
+
+// A failing harness is a failing test.
+#![allow(clippy::expect_used, clippy::panic)]
+
+pub mod http;
+pub mod node;
+pub mod sqlite;
+pub mod wait;
+
+pub use node::{Node, NodeConfig};
+pub use wait::{eventually, wait_until};
