@@ -1,0 +1,129 @@
+//! The engine's view of the mount: opening clients' inodes, and keeping the kernel's cache true.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender};
+use fuser::{INodeNo, Notifier};
+use litefs::{DbName, FileKind, Kernel};
+use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags};
+
+use crate::names::mount_name;
+use crate::node::ROOT_INO;
+use crate::tree::Tree;
+use crate::workers::in_handler;
+
+/// Most bytes in one message to the kernel.
+const STORE_BYTES_MAX: usize = 128 * 1024;
+
+/// A message to the kernel that nobody waits for, sent by the notifier thread.
+#[derive(Debug)]
+pub enum Notification {
+    /// Look this name of the root directory up again.
+    Entry(String),
+    /// Drop cached pages and attributes of an inode from an offset on.
+    Inode(u64, u64),
+    /// Put these bytes into the cache of an inode.
+    Store(u64, u64, Vec<u8>),
+    /// The mount is going away.
+    Stop,
+}
+
+/// Sends queued notifications until the mount stops. They take the directory's and the pages' locks in the kernel, which
+/// clients hold while they wait for us; this thread holds nothing that a handler needs.
+pub fn run_notifier(notifier: Notifier, queue: Receiver<Notification>) -> io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new().name("fuse-notifier".into()).spawn(move || {
+        for notification in queue {
+            let sent = match &notification {
+                Notification::Entry(name) => notifier.inval_entry(INodeNo(ROOT_INO), name.as_ref()),
+                Notification::Inode(ino, offset) => notifier.inval_inode(INodeNo(*ino), signed(*offset), 0),
+                Notification::Store(ino, offset, data) => store(&notifier, *ino, *offset, data),
+                Notification::Stop => return,
+            };
+            if let Err(error) = sent {
+                tracing::debug!(%error, "notify the kernel (the mount may be going away)");
+            }
+        }
+    })
+}
+
+fn signed(offset: u64) -> i64 {
+    i64::try_from(offset).unwrap_or(i64::MAX)
+}
+
+fn store(notifier: &Notifier, ino: u64, offset: u64, data: &[u8]) -> io::Result<()> {
+    let mut at = offset;
+    for chunk in data.chunks(STORE_BYTES_MAX) {
+        notifier.store(INodeNo(ino), at, chunk)?;
+        at += chunk.len() as u64;
+    }
+    Ok(())
+}
+
+/// [`Kernel`] over the main mount.
+pub struct MountKernel {
+    tree: Arc<Tree>,
+    notifier: Notifier,
+    /// Opens through the directory itself: a walk through the root would wait for whoever creates a file there.
+    alias: Mutex<Option<Arc<OwnedFd>>>,
+    queue: Sender<Notification>,
+}
+
+impl MountKernel {
+    /// The seam of a mount whose alias directory is open as `alias`.
+    pub fn new(tree: Arc<Tree>, notifier: Notifier, alias: OwnedFd, queue: Sender<Notification>) -> Self {
+        Self { tree, notifier, alias: Mutex::new(Some(Arc::new(alias))), queue }
+    }
+
+    /// Lets go of the mount, so that it can be unmounted.
+    pub fn close(&self) {
+        self.alias.lock().take();
+    }
+
+    /// The number of a file's inode, if the kernel knows it: otherwise it has nothing cached.
+    fn known(&self, db: &DbName, kind: FileKind) -> Option<u64> {
+        self.tree.nodes.by_name(&mount_name(db, kind)).map(|node| node.ino)
+    }
+}
+
+impl Kernel for MountKernel {
+    fn open(&self, db: &DbName, kind: FileKind) -> io::Result<File> {
+        let alias = self.alias.lock().clone().ok_or(ErrorKind::NotConnected)?;
+        let _mark = self.tree.engine_threads.mark();
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Ok(File::from(rustix::fs::openat(alias.as_ref(), mount_name(db, kind), flags, Mode::empty())?))
+    }
+
+    fn store(&self, db: &DbName, offset: u64, data: &[u8]) -> io::Result<()> {
+        let Some(ino) = self.known(db, FileKind::Database) else { return Ok(()) };
+        if in_handler() {
+            // The client behind this request may hold the very page locked: it must be answered first.
+            let _ = self.queue.send(Notification::Store(ino, offset, data.to_vec()));
+            return Ok(());
+        }
+        store(&self.notifier, ino, offset, data)
+    }
+
+    fn invalidate(&self, db: &DbName, kind: FileKind, offset: u64) {
+        let Some(ino) = self.known(db, kind) else { return };
+        if in_handler() {
+            let _ = self.queue.send(Notification::Inode(ino, offset));
+            return;
+        }
+        if let Err(error) = self.notifier.inval_inode(INodeNo(ino), signed(offset), 0) {
+            tracing::debug!(%db, %error, "invalidate the kernel's cache (the mount may be going away)");
+        }
+    }
+
+    fn invalidate_entry(&self, db: &DbName, kind: FileKind) {
+        self.tree.recheck(db, kind);
+    }
+
+    fn special_changed(&self, _db: Option<&DbName>) {
+        // Special files are neither cached nor are their names: every look-up and read of them reaches us.
+    }
+}

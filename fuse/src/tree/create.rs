@@ -1,0 +1,118 @@
+//! Creating files, with the modes and owners that clients want.
+
+use std::fs::File;
+use std::io::{Error, ErrorKind, Result};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+
+use litefs::FileKind;
+
+use super::{HANDLE_CLIENT, Opened, Tree};
+use crate::attributes::Changes;
+use crate::errno::os;
+use crate::names::Name;
+use crate::node::{Located, Target};
+
+/// A file opened by CREATE, and whether it is new.
+pub struct Created {
+    /// The open file.
+    pub opened: Opened,
+}
+
+/// Who creates a file and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Creator {
+    /// The client's user.
+    pub uid: u32,
+    /// The client's group.
+    pub gid: u32,
+    /// The mode, umask already taken off.
+    pub mode: u32,
+    /// `O_EXCL`, `O_TRUNC` count here.
+    pub flags: i32,
+}
+
+impl Tree {
+    /// Creates and opens a file, or opens it when somebody else was faster.
+    pub(crate) fn create(&self, name: &Name, creator: Creator) -> Result<Created> {
+        if !self.attached.pass() {
+            return Err(Error::other("the engine is not attached to the mount"));
+        }
+        if matches!(name, Name::Special(_) | Name::Alias) {
+            return Err(os(libc::EACCES));
+        }
+        if let Name::Attached(db, FileKind::Journal | FileKind::Wal) = name {
+            self.promote_by_name(db)?;
+        }
+        let located = self.locate(name).ok_or(ErrorKind::InvalidInput)?;
+        self.refuse_orphan(name, &located)?;
+        let is_new = create_backing(&located, creator)?;
+        let node = self.nodes.look_up(&located)?;
+        let hooked = if is_new { self.created(&located) } else { self.truncate_existing(&located, creator) };
+        if let Err(error) = hooked.and_then(|()| self.before_client_open(&node)) {
+            if is_new {
+                self.nodes.unlink(&located.name);
+                let _ = std::fs::remove_file(&located.path);
+            }
+            // The kernel never learned of this reference.
+            self.nodes.forget(node.ino, 1);
+            return Err(error);
+        }
+        self.nodes.opened(node.ino, true);
+        Ok(Created { opened: Opened { node: Arc::clone(&node), handle: HANDLE_CLIENT } })
+    }
+
+    /// A journal, WAL or wal-index without its database file.
+    fn refuse_orphan(&self, name: &Name, located: &Located) -> Result<()> {
+        if let Name::Attached(db, _) = name
+            && matches!(located.target, Target::Plain)
+            && !self.file_path(db.as_str()).exists()
+        {
+            return Err(ErrorKind::NotFound.into());
+        }
+        Ok(())
+    }
+
+    fn created(&self, located: &Located) -> Result<()> {
+        self.mark_unsynced(located);
+        match &located.target {
+            Target::Db(database, _, FileKind::Journal) => database.journal_created(),
+            Target::Db(database, _, FileKind::Wal) => database.wal_created(),
+            _ => Ok(()),
+        }
+    }
+
+    fn truncate_existing(&self, located: &Located, creator: Creator) -> Result<()> {
+        if creator.flags & libc::O_EXCL != 0 {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        if creator.flags & libc::O_TRUNC != 0 {
+            let node = self.nodes.by_name(&located.name).ok_or(ErrorKind::NotFound)?;
+            self.truncate(&node, 0)?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the backing file if there is none; returns whether it did.
+fn create_backing(located: &Located, creator: Creator) -> Result<bool> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .mode(0o600)
+        .open(&located.path);
+    let file = match file {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let owner = Changes { uid: Some(creator.uid), gid: Some(creator.gid), ..Changes::default() };
+    // Only root can give files away; without it every client has our own user anyway.
+    if rustix::process::geteuid().is_root() {
+        owner.apply(&file)?;
+    }
+    Changes { mode: Some(creator.mode), ..Changes::default() }.apply(&file)?;
+    Ok(true)
+}

@@ -1,0 +1,122 @@
+//! When a file becomes a replicated database.
+//!
+//! Any name may be a database, and any other file is allowed too. A new file is an ordinary one until SQLite's header is
+//! written to it, or until SQLite creates its journal or WAL, which it does before the first page. Then the same inode
+//! becomes the database file, and everything from that write on goes through the engine.
+
+use std::io::{ErrorKind, Result};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use litefs::store::Mode;
+use litefs::{Database, DbName, FileKind};
+
+use super::Tree;
+use crate::errno::os;
+use crate::names::{Name, is_super_journal};
+use crate::node::{Node, Target};
+
+/// How every SQLite database begins.
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+/// Bytes handed to the engine at once when a file had content before it became a database.
+const REPLAY_BYTES: usize = 1 << 20;
+
+impl Tree {
+    /// SQLite creates the journal of `db`: its file, if it is still an ordinary one and empty or a database by content,
+    /// becomes a database first.
+    pub(super) fn promote_by_name(&self, db: &DbName) -> Result<()> {
+        let path = self.file_path(db.as_str());
+        let Ok(file) = std::fs::File::open(&path) else { return Ok(()) };
+        if self.is_database(db) {
+            return Ok(());
+        }
+        if file.metadata()?.len() > 0 {
+            let mut head = [0; MAGIC.len()];
+            if file.read_exact_at(&mut head, 0).is_err() || &head != MAGIC {
+                return Ok(());
+            }
+        }
+        let node = self.look_up(&Name::Candidate(db.clone()))?;
+        let promoted = self.promote(&node, db);
+        self.nodes.forget(node.ino, 1);
+        promoted.map_err(|error| match error.kind() {
+            // SQLite reports a journal it may not create as "attempt to write a readonly database".
+            ErrorKind::ReadOnlyFilesystem => os(libc::EACCES),
+            _ => error,
+        })
+    }
+
+    /// A write to an ordinary file: does it make the file a database?
+    pub(super) fn promote_by_content(&self, node: &Node, offset: u64, data: &[u8]) -> Result<()> {
+        let Ok(at) = usize::try_from(offset) else { return Ok(()) };
+        if at >= MAGIC.len() || data.is_empty() {
+            return Ok(());
+        }
+        let mut head = [0; MAGIC.len()];
+        let _ = self.read(node, 0, &mut head[..at])?;
+        let end = (at + data.len()).min(MAGIC.len());
+        head[at..end].copy_from_slice(&data[..end - at]);
+        if end < MAGIC.len() {
+            let _ = self.read(node, end as u64, &mut head[end..])?;
+        }
+        if &head != MAGIC {
+            return Ok(());
+        }
+        let Some(name) = node.name().filter(|name| !is_super_journal(name)) else { return Ok(()) };
+        match name.parse::<DbName>() {
+            Ok(db) => self.promote(node, &db),
+            Err(reason) => {
+                tracing::warn!(name, %reason, "a SQLite database under this name is not replicated");
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether this name is a live database with a file.
+    pub(super) fn is_database(&self, db: &DbName) -> bool {
+        self.store.database(db.as_str()).is_some() && self.database_path(db, FileKind::Database).exists()
+    }
+
+    /// Makes an ordinary file a database.
+    pub(super) fn promote(&self, node: &Node, db: &DbName) -> Result<()> {
+        let _ordinary_files = self.ordinary_files.lock();
+        if matches!(node.target(), Target::Db(..)) || node.name().as_deref() != Some(db.as_str()) {
+            return Ok(());
+        }
+        if self.store.mode() == Mode::Replica {
+            return Err(os(libc::EROFS));
+        }
+        let (from, to) = (self.file_path(db.as_str()), self.database_path(db, FileKind::Database));
+        if let Some(parent) = to.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        std::fs::rename(&from, &to)?;
+        let database = match self.store.create(db) {
+            Ok(database) => database,
+            Err(error) => {
+                std::fs::rename(&to, &from)?;
+                return Err(error);
+            }
+        };
+        node.promote(Target::Db(Arc::clone(&database), db.clone(), FileKind::Database));
+        self.unsynced.lock().extend([self.files_dir.clone(), self.dbs_dir.clone(), self.dbs_dir.join(db.as_str())]);
+        database.db_opened()?;
+        replay(node, &database)
+    }
+}
+
+/// Gives the engine what the file held before it became a database.
+fn replay(node: &Node, database: &Database) -> Result<()> {
+    let len = node.backing.metadata()?.len();
+    let mut offset = 0;
+    let mut buffer = vec![0; REPLAY_BYTES.min(usize::try_from(len).unwrap_or(REPLAY_BYTES))];
+    while offset < len {
+        let count = node.backing.read_at(&mut buffer, offset)?;
+        if count == 0 {
+            break;
+        }
+        database.db_write(offset, &buffer[..count])?;
+        offset += count as u64;
+    }
+    Ok(())
+}
