@@ -1,0 +1,54 @@
+//! How far this node is behind its primary (`.lag`, health, metrics).
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use crate::stream::now_ms;
+
+/// What a replica reports that has never been in sync.
+pub const LAG_NEVER_MS: i64 = 1_000_000_000;
+
+/// By the primary's clock: the moment up to which everything has been applied here. It is the timestamp of the last
+/// transaction or heartbeat that was applied after the stream was `ready`, so it says nothing before the first catch-up.
+#[derive(Debug)]
+pub struct Lag {
+    /// ms since the epoch; `i64::MIN` before the first sync.
+    in_sync_at: AtomicI64,
+}
+
+impl Default for Lag {
+    fn default() -> Self {
+        Self { in_sync_at: AtomicI64::new(i64::MIN) }
+    }
+}
+
+impl Lag {
+    /// Everything up to `timestamp_ms` (the primary's clock) has been applied.
+    pub fn in_sync_at(&self, timestamp_ms: i64) {
+        self.in_sync_at.fetch_max(timestamp_ms, Ordering::Relaxed);
+    }
+
+    /// Milliseconds behind the primary, [`LAG_NEVER_MS`] (and never more) before the first sync. Clocks that differ
+    /// between the nodes shift it; it is never negative.
+    #[must_use]
+    pub fn ms(&self) -> i64 {
+        match self.in_sync_at.load(Ordering::Relaxed) {
+            i64::MIN => LAG_NEVER_MS,
+            at => now_ms().saturating_sub(at).clamp(0, LAG_NEVER_MS),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_huge_before_the_first_sync_and_never_negative() {
+        let lag = Lag::default();
+        assert_eq!(lag.ms(), LAG_NEVER_MS);
+        lag.in_sync_at(now_ms() + 60_000);
+        assert_eq!(lag.ms(), 0);
+        lag.in_sync_at(1);
+        assert_eq!(lag.ms(), 0, "an older timestamp does not take it back");
+    }
+}

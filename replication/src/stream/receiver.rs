@@ -1,0 +1,302 @@
+//! The replica's side: follows a primary until its stream ends.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Method;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use litefs::ltx::{HEADER_BYTES, Header};
+use litefs::{DbName, Store};
+use litefs_lease::{LeaseId, PrimaryInfo};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+
+use super::lanes::{Connection, Input, Job, Lanes, Pipe};
+use super::{SILENCE_MAX, now_ms};
+use crate::lag::Lag;
+use crate::peer::{Peer, full, query_escape};
+use crate::roles::StreamEnd;
+use crate::wire::{Frame, Item, StreamDecoder, encode_position_map};
+
+/// Files up to this size are collected in memory, larger ones are piped to the engine as they arrive.
+const MEMORY_FILE_BYTES_MAX: usize = 1 << 20;
+/// Bytes of collected files that wait for being applied, of all databases together.
+const MEMORY_BYTES_MAX: usize = 16 << 20;
+/// Chunks (of at most 64 KiB) between the stream and the engine, for a large file.
+const PIPE_CHUNKS_MAX: usize = 16;
+/// How long a primary may take for the head of its answer.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// Follows primaries, one at a time.
+pub(crate) struct Receiver {
+    pub(crate) store: Arc<Store>,
+    pub(crate) lag: Arc<Lag>,
+    pub(crate) lanes: Lanes,
+    /// Bytes of collected files.
+    pub(crate) memory: Arc<Semaphore>,
+    /// `lease.databases`; all when empty.
+    pub(crate) filter: BTreeSet<DbName>,
+    /// The primary whose stream is running.
+    pub(crate) connected: watch::Sender<Option<PrimaryInfo>>,
+    /// Ends the stream, so that the next one starts from the positions as they are then.
+    pub(crate) resync: Arc<Notify>,
+}
+
+/// Resets [`Receiver::connected`], however following ends.
+struct Connected<'a>(&'a watch::Sender<Option<PrimaryInfo>>);
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(None);
+    }
+}
+
+/// Everything before it has been applied: moves the lag on, unless something failed.
+struct InSync {
+    lag: Arc<Lag>,
+    connection: Arc<Connection>,
+    timestamp_ms: i64,
+}
+
+impl Drop for InSync {
+    fn drop(&mut self) {
+        if self.connection.retry_after().is_none() {
+            self.lag.in_sync_at(self.timestamp_ms);
+        }
+    }
+}
+
+/// The LTX file that is arriving.
+enum Arriving {
+    Nothing,
+    Collecting {
+        db: DbName,
+        chunks: Vec<Bytes>,
+        len: usize,
+    },
+    Piping {
+        pipe: mpsc::Sender<Pipe>,
+    },
+    /// Its database failed: the rest is not looked at.
+    Skipping,
+}
+
+impl Receiver {
+    pub(crate) fn memory() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(MEMORY_BYTES_MAX))
+    }
+
+    /// Streams from `primary` until that ends; everything received has then been applied or given up.
+    pub(crate) async fn follow(&self, primary: &PrimaryInfo) -> StreamEnd {
+        // What an earlier connection left in the lanes would make the positions old.
+        self.lanes.settle().await;
+        let body = match self.open(primary).await {
+            Ok(body) => body,
+            Err(text) => return StreamEnd::Failed(text),
+        };
+        self.connected.send_replace(Some(primary.clone()));
+        let _connected = Connected(&self.connected);
+        tracing::info!(primary = %primary.hostname, "connected to the primary");
+        let connection = Arc::new(Connection::default());
+        let end = Following { receiver: self, connection, arriving: Arriving::Nothing, ready: false }.run(body).await;
+        self.lanes.settle().await;
+        end
+    }
+
+    async fn open(&self, primary: &PrimaryInfo) -> Result<Incoming, String> {
+        let store = self.store.clone();
+        let mut positions = tokio::task::spawn_blocking(move || store.positions()).await.map_err(|e| e.to_string())?;
+        let mut path = "/stream".to_owned();
+        if !self.filter.is_empty() {
+            positions.retain(|name, _| self.filter.contains(name));
+            let names: Vec<_> = self.filter.iter().map(|name| query_escape(name.as_str())).collect();
+            path = format!("/stream?filter={}", names.join(","));
+        }
+        let mut peer = Peer::connect(&primary.advertise_url, self.store.node_id(), self.store.cluster_id())
+            .await
+            .map_err(|error| error.to_string())?;
+        let body = full(encode_position_map(&positions));
+        let response =
+            peer.send(Method::POST, &path, body, ANSWER_MAX).await.map_err(|error| format!("stream: {error}"))?;
+        if let Some(theirs) = response.headers().get("litefs-cluster-id") {
+            let theirs = String::from_utf8_lossy(theirs.as_bytes()).into_owned();
+            self.check_cluster(&theirs).await?;
+        }
+        Ok(response.into_body())
+    }
+
+    /// Never takes data from another cluster; joins the primary's cluster when this node belongs to none.
+    async fn check_cluster(&self, theirs: &str) -> Result<(), String> {
+        match self.store.cluster_id() {
+            Some(ours) if ours == theirs => Ok(()),
+            Some(ours) => Err(format!(
+                "the primary belongs to cluster {theirs}, this node to {ours}: check lease.consul.key, \
+                 or remove the data directory to join the other cluster"
+            )),
+            None => {
+                let (store, id) = (self.store.clone(), theirs.to_owned());
+                let written = tokio::task::spawn_blocking(move || store.set_cluster_id(&id)).await;
+                written.map_err(|e| e.to_string())?.map_err(|error| format!("write the cluster ID: {error}"))
+            }
+        }
+    }
+}
+
+struct Following<'a> {
+    receiver: &'a Receiver,
+    connection: Arc<Connection>,
+    arriving: Arriving,
+    ready: bool,
+}
+
+impl Following<'_> {
+    async fn run(&mut self, mut body: Incoming) -> StreamEnd {
+        let mut decoder = StreamDecoder::new();
+        let resync = self.receiver.resync.clone();
+        let connection = self.connection.clone();
+        let give_up = async move {
+            tokio::select! {
+                () = resync.notified() => "starting over from the current positions".to_owned(),
+                () = async {
+                    connection.failure.notified().await;
+                    tokio::time::sleep(connection.retry_after().unwrap_or_default()).await;
+                } => "a database could not be applied; trying again".to_owned(),
+            }
+        };
+        tokio::pin!(give_up);
+        loop {
+            let frame = tokio::select! {
+                biased;
+                reason = &mut give_up => return StreamEnd::Failed(reason),
+                frame = tokio::time::timeout(SILENCE_MAX, body.frame()) => frame,
+            };
+            let data = match frame {
+                Err(_) => return StreamEnd::Failed(format!("the primary has been silent for {SILENCE_MAX:?}")),
+                Ok(None) => return StreamEnd::Failed("the primary closed the stream".to_owned()),
+                Ok(Some(Err(error))) => return StreamEnd::Failed(format!("the stream broke: {error}")),
+                Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+            };
+            decoder.push(&data);
+            loop {
+                match decoder.next_item() {
+                    Ok(None) => break,
+                    Ok(Some(item)) => {
+                        if let Some(end) = self.item(item).await {
+                            return end;
+                        }
+                    }
+                    Err(error) => return StreamEnd::Failed(format!("the primary sends what is not a stream: {error}")),
+                }
+            }
+        }
+    }
+
+    async fn item(&mut self, item: Item) -> Option<StreamEnd> {
+        match item {
+            Item::Chunk(chunk) => return self.chunk(chunk).await.err().map(StreamEnd::Failed),
+            Item::LtxEnd => return self.ltx_end().await.err().map(StreamEnd::Failed),
+            Item::Frame(Frame::Ltx { name }) => {
+                self.arriving = if self.connection.has_failed(&name) {
+                    Arriving::Skipping
+                } else {
+                    Arriving::Collecting { db: name, chunks: Vec::new(), len: 0 }
+                };
+            }
+            Item::Frame(Frame::DropDatabase { name }) => {
+                let job = Job::Drop { connection: self.connection.clone(), db: name.clone() };
+                self.receiver.lanes.queue(&name, job).await;
+            }
+            Item::Frame(Frame::Ready) => {
+                self.ready = true;
+                self.in_sync_at(now_ms()).await;
+            }
+            Item::Frame(Frame::Heartbeat { timestamp_ms }) => self.in_sync_at(timestamp_ms).await,
+            Item::Frame(Frame::HighWaterMark { .. }) => {}
+            Item::Frame(Frame::End) => return Some(StreamEnd::End),
+            Item::Frame(Frame::Handoff { lease_id }) => return Some(StreamEnd::Handoff(LeaseId(lease_id))),
+        }
+        None
+    }
+
+    /// Moves the lag on when everything received so far has been applied.
+    async fn in_sync_at(&self, timestamp_ms: i64) {
+        if self.ready {
+            let (lag, connection) = (self.receiver.lag.clone(), self.connection.clone());
+            self.receiver.lanes.mark(Arc::new(InSync { lag, connection, timestamp_ms })).await;
+        }
+    }
+
+    async fn chunk(&mut self, chunk: Bytes) -> Result<(), String> {
+        match &mut self.arriving {
+            Arriving::Nothing | Arriving::Skipping => {}
+            Arriving::Collecting { chunks, len, .. } => {
+                *len += chunk.len();
+                chunks.push(chunk);
+                if *len > MEMORY_FILE_BYTES_MAX {
+                    self.start_piping().await?;
+                }
+            }
+            Arriving::Piping { pipe } => {
+                // The engine gave the file up: it is in the connection's failures.
+                if pipe.send(Pipe::Chunk(chunk)).await.is_err() {
+                    self.arriving = Arriving::Skipping;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn start_piping(&mut self) -> Result<(), String> {
+        let arriving = std::mem::replace(&mut self.arriving, Arriving::Skipping);
+        let Arriving::Collecting { db, chunks, .. } = arriving else { return Ok(()) };
+        let header = header(&db, &chunks)?;
+        let (pipe, rest) = mpsc::channel(PIPE_CHUNKS_MAX);
+        let input = Input::Piped { first: chunks, rest };
+        self.queue(db, header, input).await;
+        self.arriving = Arriving::Piping { pipe };
+        Ok(())
+    }
+
+    async fn ltx_end(&mut self) -> Result<(), String> {
+        match std::mem::replace(&mut self.arriving, Arriving::Nothing) {
+            Arriving::Nothing | Arriving::Skipping => {}
+            Arriving::Piping { pipe } => {
+                let _ = pipe.send(Pipe::End).await;
+            }
+            Arriving::Collecting { db, chunks, len } => {
+                let header = header(&db, &chunks)?;
+                let _budget = self.budget(len).await?;
+                self.queue(db, header, Input::Memory { chunks, _budget }).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn queue(&self, db: DbName, header: Header, input: Input) {
+        let job = Job::Apply { connection: self.connection.clone(), db: db.clone(), header, input };
+        self.receiver.lanes.queue(&db, job).await;
+    }
+
+    async fn budget(&self, len: usize) -> Result<OwnedSemaphorePermit, String> {
+        // A file in memory is at most MEMORY_FILE_BYTES_MAX and one chunk long, so the number fits.
+        let permits = u32::try_from(len).unwrap_or(u32::MAX);
+        self.receiver.memory.clone().acquire_many_owned(permits).await.map_err(|error| error.to_string())
+    }
+}
+
+/// The header, from the first chunks of a file.
+fn header(db: &DbName, chunks: &[Bytes]) -> Result<Header, String> {
+    let mut bytes = [0; HEADER_BYTES];
+    let mut filled = 0;
+    for chunk in chunks {
+        let taken = chunk.len().min(HEADER_BYTES - filled);
+        bytes[filled..filled + taken].copy_from_slice(&chunk[..taken]);
+        filled += taken;
+    }
+    if filled < HEADER_BYTES {
+        return Err(format!("{db}: the primary sends an LTX file of {filled} bytes"));
+    }
+    Header::parse(&bytes).map_err(|error| format!("{db}: the primary sends what is not an LTX file: {error}"))
+}

@@ -1,0 +1,259 @@
+//! The primary's side: one task per replica.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use litefs::store::Event;
+use litefs::{DbName, Pos, Store};
+use thiserror::Error;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::producer::{PIECES_MAX, Piece, produce};
+use super::subscribers::{Order, Subscription};
+use super::{HEARTBEAT, STALL_MAX, now_ms};
+use crate::metrics::Metrics;
+use crate::roles::RoleState;
+use crate::wire::Frame;
+
+/// Pieces between the task and the HTTP connection.
+pub(crate) const BODY_PIECES_MAX: usize = 4;
+
+/// Why a stream ends before its primary does.
+#[derive(Debug, Error)]
+enum SendError {
+    /// The replica went away; no news.
+    #[error("the replica disconnected")]
+    Disconnected,
+    /// It reads nothing.
+    #[error("the replica has taken nothing for {0:?}")]
+    Stalled(Duration),
+    /// The file being sent could not be completed; the replica has to ask again.
+    #[error("{db}: read the log: {error}")]
+    Broken { db: DbName, error: std::io::Error },
+    /// One file takes longer than `http.snapshot-timeout`.
+    #[error("{db}: sending took longer than http.snapshot-timeout ({limit:?})")]
+    TooSlow { db: DbName, limit: Duration },
+}
+
+/// What a stream is made of.
+pub(crate) struct Sender {
+    pub(crate) store: Arc<Store>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) role: watch::Receiver<RoleState>,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) subscription: Subscription,
+    /// Only these databases; all when `None`.
+    pub(crate) filter: Option<BTreeSet<DbName>>,
+    /// Where the replica is after what we have sent.
+    pub(crate) sent: BTreeMap<DbName, Pos>,
+    /// Subscribed before the positions are compared, so that nothing falls in between.
+    pub(crate) events: broadcast::Receiver<Event>,
+    pub(crate) body: mpsc::Sender<Bytes>,
+    pub(crate) snapshot_timeout: Duration,
+}
+
+/// The parts that change while a stream runs.
+struct State {
+    /// Databases that may have something to send.
+    dirty: BTreeSet<DbName>,
+    /// Databases whose log could not be read: tried again with the next heartbeat.
+    failed: BTreeSet<DbName>,
+    heartbeat: Instant,
+}
+
+enum Wake {
+    Work,
+    Event(Result<Event, RecvError>),
+    Heartbeat,
+    Order(Order),
+    Finish,
+}
+
+impl Sender {
+    /// Sends until the replica goes away, the node is no longer primary, or stops.
+    pub(crate) async fn run(mut self, replica: String) {
+        let _counted = self.metrics.stream_opened();
+        match self.stream().await {
+            Ok(()) => tracing::info!(%replica, "ended the stream to a replica"),
+            Err(SendError::Disconnected) => tracing::info!(%replica, "a replica disconnected"),
+            Err(error) => tracing::warn!(%replica, %error, "closed the stream to a replica; it will reconnect"),
+        }
+    }
+
+    async fn stream(&mut self) -> Result<(), SendError> {
+        let mut state =
+            State { dirty: BTreeSet::new(), failed: BTreeSet::new(), heartbeat: Instant::now() + HEARTBEAT };
+        let ours = self.store.positions();
+        let unknown: Vec<_> =
+            self.sent.keys().filter(|name| !ours.contains_key(*name) && self.wants(name)).cloned().collect();
+        for name in unknown {
+            self.sent.remove(&name);
+            self.send(&Frame::DropDatabase { name }).await?;
+        }
+        self.mark_all(&mut state);
+        self.send_dirty(&mut state).await?;
+        self.send(&Frame::Ready).await?;
+        loop {
+            match self.wake(&state).await? {
+                Wake::Work => self.send_dirty(&mut state).await?,
+                Wake::Event(event) => {
+                    self.note(event, &mut state);
+                    self.note_pending(&mut state);
+                    self.send_dirty(&mut state).await?;
+                }
+                Wake::Heartbeat => {
+                    let failed = std::mem::take(&mut state.failed);
+                    state.dirty.extend(failed);
+                    self.send_dirty(&mut state).await?;
+                    self.beat(&mut state).await?;
+                }
+                Wake::Order(Order::Drain { done }) => {
+                    self.send_tail(&mut state).await?;
+                    let _ = done.send(());
+                }
+                Wake::Order(Order::Handoff { lease_id, done }) => {
+                    self.send_tail(&mut state).await?;
+                    self.send(&Frame::Handoff { lease_id }).await?;
+                    let _ = done.send(());
+                    return self.send(&Frame::End).await;
+                }
+                Wake::Finish => {
+                    self.send_tail(&mut state).await?;
+                    return self.send(&Frame::End).await;
+                }
+            }
+        }
+    }
+
+    async fn wake(&mut self, state: &State) -> Result<Wake, SendError> {
+        if !state.dirty.is_empty() {
+            return Ok(Wake::Work);
+        }
+        tokio::select! {
+            biased;
+            order = self.subscription.orders.recv() => Ok(order.map_or(Wake::Finish, Wake::Order)),
+            event = self.events.recv() => Ok(Wake::Event(event)),
+            () = tokio::time::sleep_until(state.heartbeat) => Ok(Wake::Heartbeat),
+            () = async { let _ = self.role.wait_for(|role| !role.is_primary()).await; } => Ok(Wake::Finish),
+            () = self.shutdown.cancelled() => Ok(Wake::Finish),
+            () = self.body.closed() => Err(SendError::Disconnected),
+        }
+    }
+
+    /// Events that came together are one piece of work.
+    fn note_pending(&mut self, state: &mut State) {
+        loop {
+            match self.events.try_recv() {
+                Ok(event) => self.note(Ok(event), state),
+                Err(TryRecvError::Lagged(missed)) => self.note(Err(RecvError::Lagged(missed)), state),
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return,
+            }
+        }
+    }
+
+    fn note(&self, event: Result<Event, RecvError>, state: &mut State) {
+        match event {
+            Ok(Event::Tx { db, .. }) => {
+                if self.wants(&db) {
+                    state.dirty.insert(db);
+                }
+            }
+            // Too many at once for the channel: look at every database.
+            Err(_) => self.mark_all(state),
+        }
+    }
+
+    fn wants(&self, name: &DbName) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.contains(name))
+    }
+
+    fn mark_all(&self, state: &mut State) {
+        state.dirty = self.store.positions().into_keys().filter(|name| self.wants(name)).collect();
+    }
+
+    /// Everything committed so far, of every database.
+    async fn send_tail(&mut self, state: &mut State) -> Result<(), SendError> {
+        self.mark_all(state);
+        self.send_dirty(state).await
+    }
+
+    async fn send_dirty(&mut self, state: &mut State) -> Result<(), SendError> {
+        // One pass over what is dirty now, so that a busy database does not starve the others or the heartbeat.
+        for name in std::mem::take(&mut state.dirty) {
+            self.send_database(name, state).await?;
+        }
+        Ok(())
+    }
+
+    async fn send_database(&mut self, name: DbName, state: &mut State) -> Result<(), SendError> {
+        let Some(db) = self.store.database(name.as_str()) else { return Ok(()) };
+        let from = self.sent.get(&name).copied().unwrap_or_default();
+        if db.pos() == from {
+            return Ok(());
+        }
+        let (pieces, mut produced) = mpsc::channel(PIECES_MAX);
+        let job = tokio::task::spawn_blocking(move || produce(&db, from, &pieces));
+        let deadline = Instant::now() + self.snapshot_timeout;
+        let mut mid_frame = false;
+        loop {
+            tokio::select! {
+                biased;
+                piece = produced.recv() => {
+                    let Some(Piece { bytes, mid_frame: more, frames }) = piece else { break };
+                    mid_frame = more;
+                    self.metrics.frames_sent(name.as_str(), "ltx", frames);
+                    self.put(bytes).await?;
+                    state.heartbeat = Instant::now() + HEARTBEAT;
+                }
+                () = tokio::time::sleep_until(state.heartbeat), if !mid_frame => self.beat(state).await?,
+                () = tokio::time::sleep_until(deadline) => {
+                    return Err(SendError::TooSlow { db: name, limit: self.snapshot_timeout });
+                }
+            }
+        }
+        match job.await.unwrap_or_else(|panic| Err(std::io::Error::other(panic.to_string()))) {
+            Ok(reached) => {
+                self.sent.insert(name.clone(), reached);
+                if self.store.database(name.as_str()).is_some_and(|db| db.pos() != reached) && reached != from {
+                    state.dirty.insert(name);
+                }
+                Ok(())
+            }
+            Err(error) if mid_frame => Err(SendError::Broken { db: name, error }),
+            Err(error) => {
+                tracing::warn!(db = %name, %error, "read the log for a replica; trying again");
+                state.failed.insert(name);
+                Ok(())
+            }
+        }
+    }
+
+    async fn beat(&mut self, state: &mut State) -> Result<(), SendError> {
+        state.heartbeat = Instant::now() + HEARTBEAT;
+        self.send(&Frame::Heartbeat { timestamp_ms: now_ms() }).await
+    }
+
+    async fn send(&mut self, frame: &Frame) -> Result<(), SendError> {
+        let mut bytes = BytesMut::with_capacity(64);
+        frame.encode(&mut bytes);
+        let db = match frame {
+            Frame::Ltx { name } | Frame::DropDatabase { name } | Frame::HighWaterMark { name, .. } => name.as_str(),
+            _ => "",
+        };
+        self.metrics.frames_sent(db, frame.label(), 1);
+        self.put(bytes.freeze()).await
+    }
+
+    async fn put(&self, bytes: Bytes) -> Result<(), SendError> {
+        match tokio::time::timeout(STALL_MAX, self.body.send(bytes)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(SendError::Disconnected),
+            Err(_) => Err(SendError::Stalled(STALL_MAX)),
+        }
+    }
+}
