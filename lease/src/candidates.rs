@@ -105,7 +105,7 @@ pub fn decide(me: &NodeRecord, view: &ClusterView, roster: &Roster, now: BootIns
         if let Some(missing) = missing_database(me, other) {
             return Decision::Never(format!(
                 "this node has no copy of database `{missing}`, which node `{}` is known to have: it does not become primary by \
-                 itself. It may once it has replicated; if that data is gone for good, `litefs promote --force` overrides",
+                 itself. It may once it has replicated; if that data is gone for good, `POST /promote?force=true` to this node overrides",
                 other.hostname
             ));
         }

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::candidates::NodeRecord;
 use crate::clock::BootInstant;
-use crate::takeover::TakeOver;
+use crate::takeover::{TakeOver, Timing};
 
 /// A boxed future: what makes the traits usable as `dyn`.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -60,6 +60,9 @@ pub struct Holder {
 pub struct Heartbeat {
     /// The lease it proves to be alive.
     pub lease: LeaseId,
+    /// The acquisition it belongs to: [`Holder::index`] as the primary knows it. After a handoff the same lease belongs to
+    /// another node, and a late heartbeat of the earlier one must not be taken for that node's.
+    pub key_index: u64,
     /// How long after a heartbeat the primary stops accepting writes (its own T1).
     pub fence_after: Duration,
     /// Consul's `ModifyIndex` of the heartbeat key: it changes with every beat.
@@ -161,6 +164,9 @@ pub trait Leaser: Send + Sync + 'static {
     /// What this node publishes when it is the primary.
     fn me(&self) -> &PrimaryInfo;
 
+    /// The times of the fast take-over; `None`: this kind has none, or it is disabled.
+    fn timing(&self) -> Option<Timing>;
+
     /// Reads the cluster's state: at once with `None`, else as soon as it is newer than `after`, or after a bounded time
     /// (a minute) although nothing has changed. Cancel-safe.
     fn watch(&self, after: Option<Version>) -> BoxFuture<'_, Result<ClusterView, LeaseError>>;
@@ -187,7 +193,7 @@ pub trait Lease: Send + fmt::Debug {
     fn renew_every(&self) -> Option<Duration>;
 
     /// Proves that the lease is still ours and returns the new deadline. [`LeaseError::Lost`] is final; after any other error
-    /// the old deadline stands and it may be tried again. Not to be cancelled except to give the lease up.
+    /// the old deadline stands and it may be tried again. Cancel-safe: what has no answer proves nothing.
     fn renew(&mut self) -> BoxFuture<'_, Result<BootInstant, LeaseError>>;
 
     /// Prepares the lease to be taken by the node that is sent its ID: renews it a last time and ends the heartbeat, so

@@ -8,6 +8,7 @@ use crate::leaser::{
     Acquire, BoxFuture, ClusterView, HandOver, Holder, Lease, LeaseError, LeaseId, Leaser, LeaserKind, PrimaryInfo,
     Version,
 };
+use crate::takeover::Timing;
 
 /// How long a watch waits for a change that never comes.
 const WATCH_AT_MOST: Duration = Duration::from_secs(60);
@@ -38,6 +39,10 @@ impl Leaser for StaticLeaser {
 
     fn me(&self) -> &PrimaryInfo {
         &self.primary
+    }
+
+    fn timing(&self) -> Option<Timing> {
+        None
     }
 
     fn watch(&self, after: Option<Version>) -> BoxFuture<'_, Result<ClusterView, LeaseError>> {

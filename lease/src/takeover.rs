@@ -2,8 +2,8 @@
 //!
 //! # Protocol
 //! The primary writes a heartbeat about every [`Timing::heartbeat`], in a Consul transaction that fails unless its session still
-//! holds the lease key. When it has not succeeded for T1 ([`Timing::fence_after`]), counted from the *start* of its
-//! last successful heartbeat, its fence is closed ([`FenceCell`](crate::FenceCell)). The heartbeat names the lease and T1.
+//! holds the lease key. The first one follows right after the acquisition. When it has not succeeded for T1 ([`Timing::fence_after`]), counted from the *start* of its
+//! last successful heartbeat (or of the acquisition), its fence is closed ([`FenceCell`](crate::FenceCell)). The heartbeat names the lease, the acquisition (the lease key's `ModifyIndex`) and T1.
 //! A candidate that has seen the same heartbeat (by Consul's `ModifyIndex`) for T2 > T1 on its own clock runs *one* transaction: the heartbeat
 //! is still the one it saw, and the lease key is still the one it saw, and the key is replaced by its own.
 //!
@@ -27,12 +27,12 @@
 //!
 //! # LiteFS in the cluster
 //! A LiteFS primary writes no heartbeat, so nobody takes over from it before its session ends. A handoff ends the heartbeat before the lease
-//! is sent away, so the receiver may be a LiteFS node, too. A LiteFS candidate waits for the end of the session.
+//! is sent away, and a late one names another acquisition, so the receiver may be a LiteFS node, too. A LiteFS candidate waits for the end of the session.
 
 use std::time::Duration;
 
 use crate::clock::BootInstant;
-use crate::leaser::{ClusterView, LeaseId};
+use crate::leaser::{ClusterView, Heartbeat, Holder, LeaseId};
 
 /// ρ: by how much a clock may run too fast or too slow. Crystals are off by 0.01 %, `adjtimex` by at most 0.05 %.
 const CLOCK_RATE_ERROR: f64 = 0.01;
@@ -130,7 +130,8 @@ impl Observer {
     /// Takes note of a view. `now`: an instant *after* the answer had arrived.
     pub fn observe(&mut self, view: &ClusterView, now: BootInstant) {
         let fresh = view.holder.as_ref().zip(view.heartbeat.as_ref());
-        let fresh = fresh.filter(|(holder, heartbeat)| holder.lease == heartbeat.lease);
+        let belongs = |holder: &Holder, beat: &Heartbeat| beat.lease == holder.lease && beat.key_index == holder.index;
+        let fresh = fresh.filter(|(holder, heartbeat)| belongs(holder, heartbeat));
         let Some((holder, heartbeat)) = fresh else {
             self.seen = None;
             return;
@@ -165,7 +166,7 @@ impl Observer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::leaser::{Heartbeat, Holder, PrimaryInfo};
+    use crate::leaser::PrimaryInfo;
 
     fn view(lease: &str, key_index: u64, beat_index: u64, beat_lease: &str) -> ClusterView {
         let info = PrimaryInfo { hostname: "a".into(), advertise_url: "http://a".into(), proxy_url: None };
@@ -173,6 +174,7 @@ mod tests {
             holder: Some(Holder { info, lease: LeaseId(lease.into()), index: key_index }),
             heartbeat: Some(Heartbeat {
                 lease: LeaseId(beat_lease.into()),
+                key_index,
                 fence_after: Duration::from_secs(3),
                 index: beat_index,
             }),
@@ -211,6 +213,10 @@ mod tests {
         let mut observer = Observer::new(Some(Timing::default()));
         observer.observe(&view("litefs", 1, 10, "earlier"), at(100));
         assert_eq!(observer.due(), None, "the heartbeat of an earlier primary");
+        let mut late = view("s", 2, 10, "s");
+        late.heartbeat.as_mut().unwrap().key_index = 1;
+        observer.observe(&late, at(100));
+        assert_eq!(observer.due(), None, "a late heartbeat of the node that handed this lease over");
         observer.observe(&ClusterView { heartbeat: None, ..view("s", 1, 1, "s") }, at(100));
         assert_eq!(observer.due(), None);
         observer.observe(&view("s", 1, 10, "s"), at(100));

@@ -55,6 +55,7 @@ impl Keys {
             } else if key.key == self.heartbeat {
                 view.heartbeat = decode::<HeartbeatValue>(key).map(|value| Heartbeat {
                     lease: value.lease,
+                    key_index: value.key_index,
                     fence_after: Duration::from_millis(value.fence_after_ms),
                     index: key.modify_index,
                 });
@@ -66,6 +67,14 @@ impl Keys {
             }
         }
         view
+    }
+
+    /// `ModifyIndex` of the lease key in the results of a transaction. They come in the order of its operations: the last one is
+    /// the key as the transaction left it.
+    pub(super) fn lease_index(&self, results: &[KeyValue]) -> Result<u64, LeaseError> {
+        let found = results.iter().rfind(|found| found.key == self.lease && found.modify_index > 0);
+        let missing = || LeaseError::BadAnswer("the transaction's results lack the lease key".to_owned());
+        found.map(|key| key.modify_index).ok_or_else(missing)
     }
 
     fn holder(&self, key: &KeyValue) -> Option<Holder> {

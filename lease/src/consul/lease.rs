@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Shared;
 use super::client::Committed;
-use super::model::Operation;
+use super::model::{HeartbeatValue, KeyValue, Operation};
 use crate::clock::BootInstant;
 use crate::leaser::{BoxFuture, HandOver, Lease, LeaseError, LeaseId};
 use crate::takeover::TakeOver;
@@ -15,6 +15,8 @@ use crate::takeover::TakeOver;
 pub(super) struct ConsulLease {
     shared: Arc<Shared>,
     id: LeaseId,
+    /// `ModifyIndex` of the lease key since we acquired it.
+    key_index: u64,
     /// Start of the last successful renewal of the session.
     session_renewed: BootInstant,
     /// Start of the last transaction that found the key held by our session.
@@ -27,23 +29,30 @@ impl ConsulLease {
     pub(super) const fn new(
         shared: Arc<Shared>,
         id: LeaseId,
+        key_index: u64,
         session_start: BootInstant,
         proof_start: BootInstant,
     ) -> Self {
-        Self { shared, id, session_renewed: session_start, proved: proof_start, beat: 0 }
+        Self { shared, id, key_index, session_renewed: session_start, proved: proof_start, beat: 0 }
     }
 
     /// One transaction that proves the key to be ours and beats the heart, if it beats.
-    async fn prove(&self, beat: u64) -> Result<(), LeaseError> {
+    async fn prove(&self) -> Result<(), LeaseError> {
         let keys = &self.shared.keys;
         let mut operations = vec![Operation::check_session(&keys.lease, &self.id)];
-        if let Some(value) = self.shared.heartbeat_value(&self.id, beat) {
+        if let Some(value) = self.heartbeat_value() {
             operations.push(Operation::set(&keys.heartbeat, &value));
         }
         self.transact(&operations).await.map(drop)
     }
 
-    async fn transact(&self, operations: &[Operation<'_>]) -> Result<Vec<super::model::KeyValue>, LeaseError> {
+    fn heartbeat_value(&self) -> Option<Vec<u8>> {
+        let fence_after_ms = u64::try_from(self.shared.timing?.fence_after.as_millis()).unwrap_or(u64::MAX);
+        let (lease, key_index, beat) = (self.id.clone(), self.key_index, self.beat);
+        serde_json::to_vec(&HeartbeatValue { lease, key_index, beat, fence_after_ms }).ok()
+    }
+
+    async fn transact(&self, operations: &[Operation<'_>]) -> Result<Vec<KeyValue>, LeaseError> {
         match self.shared.client.transact(operations).await? {
             Committed::Yes(results) => Ok(results),
             Committed::No(reasons) => Err(LeaseError::Lost(reasons)),
@@ -58,10 +67,8 @@ impl ConsulLease {
         let start = BootInstant::now();
         let session_due = start.since(self.session_renewed) >= self.shared.ttl / 2;
         let session_due = session_due || self.shared.timing.is_none();
-        let beat = self.beat + 1;
-        let (proved, session) = tokio::join!(self.prove(beat), self.renew_session(session_due));
-        // A beat without an answer may have been applied: its number is not used again.
-        self.beat = beat;
+        self.beat += 1; // At once: a beat without an answer may have been applied, and its number must not be used again.
+        let (proved, session) = tokio::join!(self.prove(), self.renew_session(session_due));
         if proved.is_ok() {
             self.proved = start;
         }
@@ -82,9 +89,8 @@ impl ConsulLease {
             Operation::get(&keys.lease),
         ];
         let results = self.transact(&operations).await?;
-        let key = results.into_iter().find(|found| found.key == keys.lease);
-        let key = key.ok_or_else(|| LeaseError::BadAnswer("no lease key in the transaction's results".to_owned()))?;
-        let reclaim = TakeOver { lease: self.id.clone(), key_index: key.modify_index, heartbeat_index: None };
+        let key_index = keys.lease_index(&results)?;
+        let reclaim = TakeOver { lease: self.id.clone(), key_index, heartbeat_index: None };
         Ok(HandOver { lease: self.id.clone(), reclaim })
     }
 }

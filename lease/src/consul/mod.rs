@@ -24,7 +24,7 @@ use tokio::sync::OnceCell;
 use self::client::{Client, Committed};
 use self::keys::Keys;
 use self::lease::ConsulLease;
-use self::model::{HeartbeatValue, Operation, SessionSpec};
+use self::model::{Operation, SessionSpec};
 use crate::candidates::NodeRecord;
 use crate::clock::BootInstant;
 use crate::leaser::{
@@ -159,30 +159,20 @@ impl Shared {
         }
     }
 
-    fn heartbeat_value(&self, lease: &LeaseId, beat: u64) -> Option<Vec<u8>> {
-        let fence_after_ms = u64::try_from(self.timing?.fence_after.as_millis()).unwrap_or(u64::MAX);
-        serde_json::to_vec(&HeartbeatValue { lease: lease.clone(), beat, fence_after_ms }).ok()
-    }
-
-    /// The operation that starts or ends the heartbeat together with an acquisition.
-    fn first_beat(&self, lease: &LeaseId) -> Operation<'_> {
-        match self.heartbeat_value(lease, 0) {
-            Some(value) => Operation::set(&self.keys.heartbeat, &value),
-            None => Operation::delete(&self.keys.heartbeat),
-        }
-    }
-
     /// Gets the lease with a new session, after the conditions and removals of `before`.
     async fn acquire_new(self: std::sync::Arc<Self>, before: Vec<Operation<'_>>) -> Result<ConsulLease, LeaseError> {
         let session_start = BootInstant::now();
         let id = self.create_session().await?;
-        let beat_start = BootInstant::now();
+        let proof_start = BootInstant::now();
         let mut operations = before;
         operations.push(Operation::lock(&self.keys.lease, &self.value, &id));
-        operations.push(self.first_beat(&id));
-        let error = match self.client.transact(&operations).await {
-            Ok(Committed::Yes(_)) => return Ok(ConsulLease::new(self.clone(), id, session_start, beat_start)),
-            Ok(Committed::No(reasons)) => refusal(&reasons),
+        operations.push(Operation::delete(&self.keys.heartbeat)); // The first renewal starts ours.
+        let acquired = self.client.transact(&operations).await.and_then(|committed| match committed {
+            Committed::Yes(results) => self.keys.lease_index(&results),
+            Committed::No(reasons) => Err(refusal(&reasons)),
+        });
+        let error = match acquired {
+            Ok(index) => return Ok(ConsulLease::new(self.clone(), id, index, session_start, proof_start)),
             Err(error) => error,
         };
         // Also when the answer was lost: the session, and the key if it got it, must not stay behind.
@@ -213,17 +203,20 @@ impl Shared {
     async fn acquire_existing(self: std::sync::Arc<Self>, id: LeaseId) -> Result<ConsulLease, LeaseError> {
         let session_start = BootInstant::now();
         self.client.renew_session(&id).await?;
-        let beat_start = BootInstant::now();
+        let proof_start = BootInstant::now();
         let committed = {
             let operations = [
                 Operation::check_session(&self.keys.lease, &id),
                 Operation::lock(&self.keys.lease, &self.value, &id),
-                self.first_beat(&id),
+                Operation::delete(&self.keys.heartbeat),
             ];
             self.client.transact(&operations).await?
         };
         match committed {
-            Committed::Yes(_) => Ok(ConsulLease::new(self, id, session_start, beat_start)),
+            Committed::Yes(results) => {
+                let index = self.keys.lease_index(&results)?;
+                Ok(ConsulLease::new(self, id, index, session_start, proof_start))
+            }
             Committed::No(_) => Err(LeaseError::Changed),
         }
     }
@@ -256,6 +249,10 @@ impl Leaser for ConsulLeaser {
 
     fn me(&self) -> &PrimaryInfo {
         &self.shared.me
+    }
+
+    fn timing(&self) -> Option<Timing> {
+        self.shared.timing
     }
 
     fn watch(&self, after: Option<Version>) -> BoxFuture<'_, Result<ClusterView, LeaseError>> {

@@ -179,6 +179,8 @@ pub(super) struct TxnError {
 pub(super) struct HeartbeatValue {
     /// The session of the primary.
     pub(super) lease: LeaseId,
+    /// `ModifyIndex` of the lease key since the primary acquired it.
+    pub(super) key_index: u64,
     /// Counts up.
     pub(super) beat: u64,
     /// The primary's T1, in milliseconds.

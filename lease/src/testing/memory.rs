@@ -91,8 +91,13 @@ impl Shared {
 
     fn beat(&self, state: &mut State, lease: &LeaseId) {
         let index = self.touch(state);
-        state.view.heartbeat =
-            self.timing.map(|timing| Heartbeat { lease: lease.clone(), fence_after: timing.fence_after, index });
+        let key_index = state.view.holder.as_ref().map_or(0, |holder| holder.index);
+        state.view.heartbeat = self.timing.map(|timing| Heartbeat {
+            lease: lease.clone(),
+            key_index,
+            fence_after: timing.fence_after,
+            index,
+        });
     }
 
     fn reach(&self, hostname: &str) -> Result<(), LeaseError> {
@@ -137,7 +142,7 @@ impl Node {
         };
         let index = self.shared.touch(&mut state);
         state.view.holder = Some(Holder { info: self.me.clone(), lease: id.clone(), index });
-        self.shared.beat(&mut state, &id);
+        state.view.heartbeat = None;
         Ok(MemoryLease { shared: self.shared.clone(), hostname: self.me.hostname.clone(), id, renewed: start })
     }
 }
@@ -149,6 +154,10 @@ impl Leaser for Node {
 
     fn me(&self) -> &PrimaryInfo {
         &self.me
+    }
+
+    fn timing(&self) -> Option<Timing> {
+        self.shared.timing
     }
 
     fn watch(&self, after: Option<Version>) -> BoxFuture<'_, Result<ClusterView, LeaseError>> {

@@ -81,8 +81,10 @@ async fn a_litefs_node_with_the_key_is_respected_and_never_taken_over() {
     let config = short(&server);
     let ours = node(&config, "ours");
     // A heartbeat of an earlier primary of ours is left behind.
-    let lease = ours.acquire(Acquire::Free).await.unwrap();
+    let mut lease = acquired(&ours).await;
+    renewed(&mut lease).await;
     let heartbeat = server.request("GET", "/v1/kv/some/prefix/litefs/primary/heartbeat?raw", "").unwrap();
+    let earlier = lease.id().clone();
     lease.close().await.unwrap();
     server.request("PUT", "/v1/kv/some/prefix/litefs/primary/heartbeat", &heartbeat).unwrap();
 
@@ -97,6 +99,12 @@ async fn a_litefs_node_with_the_key_is_respected_and_never_taken_over() {
     let holder = view.holder.unwrap();
     assert_eq!((holder.info.hostname.as_str(), holder.info.proxy_url), ("litefs", None));
     assert!(matches!(ours.acquire(Acquire::Free).await, Err(LeaseError::Held)));
+
+    // Even if the heartbeat named its session: it does not name its acquisition.
+    let late = heartbeat.replace(&earlier.0, &session);
+    server.request("PUT", "/v1/kv/some/prefix/litefs/primary/heartbeat", &late).unwrap();
+    observer.observe(&ours.watch(None).await.unwrap(), BootInstant::now());
+    assert_eq!(observer.due(), None);
 
     // Its handoff: we continue its session.
     let mut lease = ours.acquire(Acquire::Existing(litefs_lease::LeaseId(session))).await.unwrap();
@@ -174,6 +182,7 @@ async fn a_take_over_fails_when_the_primary_beats_at_the_last_moment() {
     let config = short(&server);
     let (a, b) = (node(&config, "a"), node(&config, "b"));
     let mut lease = acquired(&a).await;
+    renewed(&mut lease).await;
     let mut observer = Observer::new(config.timing);
     observer.observe(&b.watch(None).await.unwrap(), BootInstant::now());
     let (_, from) = observer.due().unwrap();
