@@ -1,0 +1,262 @@
+//! Bodies on their way through: never collected, except where a bound says so.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use parking_lot::Mutex;
+
+use crate::connection::{ClientState, RequestGuard};
+use crate::metrics::Held;
+use crate::upstream::DrivenBody;
+
+/// Why a body ended before its end.
+pub(crate) type BodyError = Box<dyn StdError + Send + Sync>;
+
+/// A request's body, as it goes to the application or to the primary.
+pub(crate) enum RequestBody {
+    Empty,
+    /// Straight from the client. The state is told when it is complete (`proxy.read-timeout`).
+    Client(Incoming, Arc<ClientState>),
+    /// One attempt at sending a [`ReplayableBody`].
+    Replayable(ReplayCursor),
+}
+
+impl RequestBody {
+    /// The client's body; [`RequestBody::Empty`] when there is none.
+    pub fn from_client(body: Incoming, client: &Arc<ClientState>) -> Self {
+        if body.is_end_stream() {
+            Self::Empty
+        } else {
+            client.body_started();
+            Self::Client(body, Arc::clone(client))
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Client(body, client) => {
+                let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+                if frame.is_none() || body.is_end_stream() {
+                    client.body_ended();
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+            }
+            Self::Replayable(cursor) => cursor.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Client(body, _) => body.is_end_stream(),
+            Self::Replayable(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Client(body, _) => body.size_hint(),
+            Self::Replayable(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// A client's body of which the beginning is kept, so that the request can be sent a second time. Once more than the
+/// bound has passed, nothing is kept and there is no second time.
+#[derive(Clone)]
+pub(crate) struct ReplayableBody(Arc<Mutex<Kept>>);
+
+struct Kept {
+    incoming: Incoming,
+    client: Arc<ClientState>,
+    chunks: Vec<Bytes>,
+    bytes: usize,
+    bytes_max: usize,
+    trailers: Option<HeaderMap>,
+    complete: bool,
+    lost: bool,
+}
+
+impl ReplayableBody {
+    pub fn new(incoming: Incoming, client: &Arc<ClientState>, bytes_max: usize) -> Self {
+        client.body_started();
+        Self(Arc::new(Mutex::new(Kept {
+            incoming,
+            client: Arc::clone(client),
+            chunks: Vec::new(),
+            bytes: 0,
+            bytes_max,
+            trailers: None,
+            complete: false,
+            lost: false,
+        })))
+    }
+
+    /// The body from its beginning, for one attempt. The attempt before must have been dropped.
+    pub fn attempt(&self) -> RequestBody {
+        RequestBody::Replayable(ReplayCursor { kept: Arc::clone(&self.0), next: 0, trailers_sent: false })
+    }
+
+    /// Whether everything that was read is still there.
+    pub fn can_be_sent_again(&self) -> bool {
+        !self.0.lock().lost
+    }
+
+    /// Reads the rest, within the bound. `false`: too large, or the client broke off.
+    pub async fn complete(&self) -> bool {
+        let mut rest = self.attempt();
+        while let Some(frame) = rest.frame().await {
+            if frame.is_err() || !self.can_be_sent_again() {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// Where one attempt is in the body.
+pub(crate) struct ReplayCursor {
+    kept: Arc<Mutex<Kept>>,
+    next: usize,
+    trailers_sent: bool,
+}
+
+impl ReplayCursor {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut kept = self.kept.lock();
+        if let Some(chunk) = kept.chunks.get(self.next).filter(|_| !kept.lost) {
+            self.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+        }
+        if kept.complete {
+            let trailers = kept.trailers.clone().filter(|_| !self.trailers_sent);
+            self.trailers_sent = true;
+            return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+        }
+        let frame = ready!(Pin::new(&mut kept.incoming).poll_frame(cx));
+        self.next += 1;
+        Poll::Ready(kept.keep(frame).or_else(|| {
+            self.trailers_sent = true;
+            None
+        }))
+    }
+}
+
+impl Kept {
+    fn keep(&mut self, frame: Option<Result<Frame<Bytes>, hyper::Error>>) -> Option<Result<Frame<Bytes>, BodyError>> {
+        let frame = match frame {
+            None => {
+                self.complete = true;
+                self.client.body_ended();
+                return None;
+            }
+            Some(Err(error)) => {
+                self.lose();
+                return Some(Err(error.into()));
+            }
+            Some(Ok(frame)) => frame,
+        };
+        if let Some(data) = frame.data_ref() {
+            self.bytes = self.bytes.saturating_add(data.len());
+            if self.bytes > self.bytes_max {
+                self.lose();
+            } else if !self.lost {
+                self.chunks.push(data.clone());
+            }
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.trailers = Some(trailers.clone());
+        }
+        Some(Ok(frame))
+    }
+
+    fn lose(&mut self) {
+        self.lost = true;
+        self.chunks = Vec::new();
+    }
+}
+
+/// An answer's body before it is tied to the client's request.
+pub(crate) enum UpstreamBody {
+    Empty,
+    /// All of it.
+    Full(Bytes),
+    /// Streamed over an HTTP/1.1 connection that goes back to its pool at the end.
+    Driven(Box<DrivenBody>),
+    /// Streamed over a connection that somebody else drives (HTTP/2, upgrades).
+    Incoming(Incoming),
+}
+
+/// An answer's body; the request is in flight as long as this lives.
+pub(crate) struct AnswerBody {
+    body: UpstreamBody,
+    request: RequestGuard,
+    _in_flight: Held,
+}
+
+impl AnswerBody {
+    pub fn new(body: UpstreamBody, request: RequestGuard, in_flight: Held) -> Self {
+        Self { body, request, _in_flight: in_flight }
+    }
+}
+
+impl fmt::Debug for AnswerBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AnswerBody").finish_non_exhaustive()
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let frame = match &mut this.body {
+            UpstreamBody::Empty => return Poll::Ready(None),
+            UpstreamBody::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                this.body = UpstreamBody::Empty;
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            UpstreamBody::Driven(body) => ready!(body.poll_frame(cx)),
+            UpstreamBody::Incoming(body) => ready!(Pin::new(body).poll_frame(cx)),
+        };
+        if let Some(Err(error)) = &frame {
+            tracing::debug!(error = error as &dyn StdError, "upstream broke off in the middle of an answer");
+            this.request.broken_off();
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.body {
+            UpstreamBody::Empty => true,
+            UpstreamBody::Full(bytes) => bytes.is_empty(),
+            UpstreamBody::Driven(body) => body.is_end_stream(),
+            UpstreamBody::Incoming(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.body {
+            UpstreamBody::Empty => SizeHint::with_exact(0),
+            UpstreamBody::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            UpstreamBody::Driven(body) => body.size_hint(),
+            UpstreamBody::Incoming(body) => body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! What an intermediary does to header fields (RFC 9110 §7.6).
+
+use http::header::{self, Entry};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::fly_replay;
+use crate::token::{self, Stripped};
+
+/// Marks a request that one litefs proxy sends to another (it is never sent on), and the answer that refuses one.
+pub(crate) const HOP: HeaderName = HeaderName::from_static("litefs-hop");
+/// The token, both ways.
+pub(crate) const TXID: HeaderName = HeaderName::from_static(token::HEADER);
+/// What became of a write that is not answered by the application: `unconfirmed` = it may or may not be kept.
+pub(crate) const OUTCOME: HeaderName = HeaderName::from_static("litefs-outcome");
+pub(crate) const FLY_REPLAY: HeaderName = HeaderName::from_static(fly_replay::HEADER);
+/// Value of [`HOP`] in the answer of a node that is not the primary.
+pub(crate) const REFUSED: HeaderValue = HeaderValue::from_static("not-primary");
+
+/// Fields that concern one connection only, beside those that `Connection` names.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::PROXY_AUTHORIZATION,
+];
+
+/// Removes what concerns the connection the message came on.
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = list(headers, header::CONNECTION)
+            .filter(|name| !is_end_to_end(name))
+            .filter_map(|name| name.parse().ok())
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// Fields without which a message means something else: naming them in `Connection` is an attack, not a wish.
+fn is_end_to_end(name: &str) -> bool {
+    ["host", "content-length", "content-type", "authorization", "cookie", "forwarded", "via"]
+        .iter()
+        .any(|kept| name.eq_ignore_ascii_case(kept))
+        || name.len() >= 12 && name.get(..12).is_some_and(|prefix| prefix.eq_ignore_ascii_case("x-forwarded-"))
+}
+
+/// The elements of a comma-separated field.
+pub(crate) fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim).filter(|element| !element.is_empty())
+}
+
+/// Whether a comma-separated field has this element.
+pub(crate) fn lists(headers: &HeaderMap, name: HeaderName, element: &str) -> bool {
+    list(headers, name).any(|e| e.eq_ignore_ascii_case(element))
+}
+
+/// Adds an element to a comma-separated field.
+pub(crate) fn append(headers: &mut HeaderMap, name: HeaderName, element: &HeaderValue) {
+    match headers.entry(name) {
+        Entry::Vacant(vacant) => {
+            vacant.insert(element.clone());
+        }
+        Entry::Occupied(mut occupied) => {
+            let joined: Vec<&[u8]> = occupied.iter().chain([element]).map(HeaderValue::as_bytes).collect();
+            if let Ok(joined) = HeaderValue::from_bytes(&joined.join(&b", "[..])) {
+                occupied.insert(joined);
+            }
+        }
+    }
+}
+
+/// Joins the `Cookie` fields into one (HTTP/2 may split them, RFC 9113 §8.2.3), without the tracker's cookies if so wished.
+pub(crate) fn tidy_cookies(headers: &mut HeaderMap, strip: bool) {
+    let mut values = headers.get_all(header::COOKIE).into_iter();
+    let Some(first) = values.next() else { return };
+    let several = values.next().is_some();
+    let stripped = match (several, strip) {
+        (false, false) => return,
+        (false, true) => token::strip_cookies(first.as_bytes()),
+        (true, _) => {
+            let all: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+            let joined = all.join(&b"; "[..]);
+            match if strip { token::strip_cookies(&joined) } else { Stripped::Unchanged } {
+                Stripped::Unchanged => Stripped::Rest(joined),
+                other => other,
+            }
+        }
+    };
+    match stripped {
+        Stripped::Unchanged => {}
+        Stripped::Empty => {
+            headers.remove(header::COOKIE);
+        }
+        Stripped::Rest(rest) => {
+            if let Ok(rest) = HeaderValue::from_bytes(&rest) {
+                headers.insert(header::COOKIE, rest);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
+    }
+
+    #[test]
+    fn hop_by_hop_fields_and_those_named_by_connection_go() {
+        let mut map = headers(&[
+            ("connection", "close, X-Secret"),
+            ("x-secret", "1"),
+            ("keep-alive", "5"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("x-kept", "1"),
+        ]);
+        remove_hop_by_hop(&mut map);
+        assert_eq!(map, headers(&[("x-kept", "1")]));
+    }
+
+    #[test]
+    fn connection_cannot_remove_what_gives_the_message_its_meaning() {
+        let mut map = headers(&[
+            ("connection", "host, content-length, X-Forwarded-For, cookie"),
+            ("host", "a"),
+            ("content-length", "3"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("cookie", "a=b"),
+        ]);
+        remove_hop_by_hop(&mut map);
+        assert_eq!(map.len(), 4);
+    }
+
+    #[test]
+    fn split_cookies_are_joined_and_stripped() {
+        let mut map = HeaderMap::new();
+        for part in ["a=b", "__txid=000000000000000a", "c=d"] {
+            map.append(header::COOKIE, HeaderValue::from_static(part));
+        }
+        let mut kept = map.clone();
+        tidy_cookies(&mut map, true);
+        assert_eq!(map, headers(&[("cookie", "a=b; c=d")]));
+        tidy_cookies(&mut kept, false);
+        assert_eq!(kept, headers(&[("cookie", "a=b; __txid=000000000000000a; c=d")]));
+    }
+}

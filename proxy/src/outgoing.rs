@@ -1,0 +1,221 @@
+//! A request on its way to the application or to the primary's proxy, and whether it can be sent once more.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use hyper::upgrade::OnUpgrade;
+use litefs::Txid;
+
+use crate::body::{ReplayableBody, RequestBody, UpstreamBody};
+use crate::connection::ClientState;
+use crate::forwarded;
+use crate::headers::{self, HOP, TXID};
+use crate::request::Received;
+use crate::server::Worker;
+use crate::tunnel;
+use crate::upstream::{SendFailure, SendOptions, Upstream};
+
+/// What is left of the body for the next attempt.
+enum Source {
+    Empty,
+    /// For one attempt; `None` while that attempt has it, and for ever when it was sent.
+    Once(Option<RequestBody>),
+    Kept(ReplayableBody),
+}
+
+/// A request as it leaves this proxy.
+pub(crate) struct Outgoing {
+    pub method: Method,
+    pub headers: HeaderMap,
+    pub uri: Uri,
+    /// The client came over TLS.
+    pub secure: bool,
+    /// The TXID of the first database that the client has seen.
+    pub seen: Txid,
+    body: Source,
+    options: SendOptions,
+    upgrade: Option<(HeaderValue, OnUpgrade)>,
+}
+
+/// Why a request has no answer, and whether another attempt makes sense.
+pub(crate) enum Failure {
+    /// Nothing was sent.
+    Unsent(std::io::Error),
+    /// It may have been executed.
+    Lost(String),
+    Timeout,
+}
+
+impl Outgoing {
+    /// Turns what the client sent into what an intermediary sends on. `keep_body`: the body's beginning is kept, so that
+    /// it can be sent again.
+    pub fn new(worker: &Worker, client: &Arc<ClientState>, request: Received, keep_body: bool) -> Self {
+        let settings = &worker.shared.config.settings;
+        let mut headers = request.headers;
+        headers::remove_hop_by_hop(&mut headers);
+        // The expectation is met here: "100 Continue" is sent when somebody wants the body.
+        headers.remove(header::EXPECT);
+        forwarded::add(&mut headers, client);
+        headers::append(&mut headers, header::VIA, &worker.shared.via);
+        if request.trailers {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+        if let Some((protocol, _)) = &request.upgrade {
+            headers.insert(header::UPGRADE, protocol.clone());
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+        let body = match RequestBody::from_client(request.body, client) {
+            RequestBody::Empty => Source::Empty,
+            RequestBody::Client(body, client) if keep_body => {
+                Source::Kept(ReplayableBody::new(body, &client, settings.replay_buffer))
+            }
+            body => Source::Once(Some(body)),
+        };
+        Self {
+            method: request.method,
+            headers,
+            uri: Uri::from(request.target),
+            secure: request.secure,
+            seen: request.token.first,
+            body,
+            options: SendOptions { response_timeout: settings.response_timeout, h2: request.grpc },
+            upgrade: request.upgrade,
+        }
+    }
+
+    /// The application does not see the tracker's own fields and cookies.
+    pub fn for_application(mut self) -> Self {
+        headers::tidy_cookies(&mut self.headers, true);
+        self.headers.remove(HOP);
+        self.headers.remove(TXID);
+        self
+    }
+
+    /// The primary's proxy sees the token, and that it must not send the request on.
+    pub fn for_peer(mut self, worker: &Worker) -> Self {
+        headers::tidy_cookies(&mut self.headers, false);
+        self.headers.insert(HOP, worker.shared.name_value.clone());
+        self
+    }
+
+    /// Whether the method promises to change nothing.
+    pub fn is_read(&self) -> bool {
+        self.method == Method::GET || self.method == Method::HEAD
+    }
+
+    fn is_repeatable(&self) -> bool {
+        self.method.is_idempotent() && matches!(self.body, Source::Empty) && self.upgrade.is_none()
+    }
+
+    /// Whether the request, which was sent but not executed, can be sent again.
+    pub fn can_be_sent_again(&self) -> bool {
+        match &self.body {
+            Source::Empty => true,
+            Source::Once(body) => body.is_some(),
+            Source::Kept(body) => body.can_be_sent_again(),
+        }
+    }
+
+    /// Reads the rest of a kept body, so that it survives the attempt whose answer is dropped. `false`: it is too large.
+    pub async fn keep_whole_body(&self) -> bool {
+        match &self.body {
+            Source::Empty => true,
+            Source::Once(_) => false,
+            Source::Kept(body) => body.complete().await,
+        }
+    }
+
+    fn attempt(&mut self) -> Option<Request<RequestBody>> {
+        let (headers, body) = match &mut self.body {
+            Source::Empty => (self.headers.clone(), RequestBody::Empty),
+            Source::Kept(body) => (self.headers.clone(), body.attempt()),
+            // There is no other attempt unless this one gives everything back.
+            Source::Once(body) => (std::mem::take(&mut self.headers), body.take()?),
+        };
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = headers;
+        Some(request)
+    }
+
+    fn give_back(&mut self, request: Request<RequestBody>) {
+        if let Source::Once(body) = &mut self.body {
+            let (head, unsent) = request.into_parts();
+            self.headers = head.headers;
+            *body = Some(unsent);
+        }
+    }
+
+    /// Sends it. Once more at once, when a pooled connection had died and executing it twice would do no harm.
+    pub async fn send(&mut self, worker: &Worker, to: &Arc<Upstream>) -> Result<Response<UpstreamBody>, Failure> {
+        let mut retried = false;
+        loop {
+            let Some(request) = self.attempt() else { return Err(Failure::Lost("the body is gone".into())) };
+            let begun = std::time::Instant::now();
+            let sent = match self.upgrade.take() {
+                Some(upgrade) => self.send_upgrade(worker, to, request, upgrade).await,
+                None => to.send(request, self.options).await,
+            };
+            match sent {
+                Ok(response) => {
+                    worker.shared.metrics.upstream.observe(begun.elapsed().as_secs_f64());
+                    return Ok(response);
+                }
+                Err(SendFailure::Unsent { error, request }) => {
+                    self.give_back(*request);
+                    return Err(Failure::Unsent(error));
+                }
+                Err(SendFailure::Lost { pooled: true, .. }) if !retried && self.is_repeatable() => {
+                    retried = true;
+                    worker.shared.metrics.retries.inc();
+                }
+                Err(SendFailure::Lost { why, .. }) => return Err(Failure::Lost(why)),
+                Err(SendFailure::Timeout) => return Err(Failure::Timeout),
+            }
+        }
+    }
+
+    /// Sends a request to change protocols; when that is granted, connects both sides.
+    async fn send_upgrade(
+        &mut self,
+        worker: &Worker,
+        to: &Arc<Upstream>,
+        request: Request<RequestBody>,
+        (protocol, on_client): (HeaderValue, OnUpgrade),
+    ) -> Result<Response<UpstreamBody>, SendFailure> {
+        match to.send_upgrade(request, self.options.response_timeout).await {
+            Ok(mut response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                let on_upstream = hyper::upgrade::on(&mut response);
+                tunnel::start(worker, on_client, on_upstream);
+                Ok(response.map(|_| UpstreamBody::Empty))
+            }
+            Ok(response) => Ok(response.map(UpstreamBody::Incoming)),
+            Err(failure) => {
+                self.upgrade = Some((protocol, on_client));
+                Err(failure)
+            }
+        }
+    }
+}
+
+/// What the client gets of an answer: without what concerned the connection it came on, and without fields that only
+/// this proxy may set (`from_peer`: the primary's proxy may, too).
+pub(crate) fn finish(worker: &Worker, mut response: Response<UpstreamBody>, from_peer: bool) -> Response<UpstreamBody> {
+    let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let upgrade = response.headers().get(header::UPGRADE).filter(|_| switching).cloned();
+    let headers = response.headers_mut();
+    headers::remove_hop_by_hop(headers);
+    if let Some(protocol) = upgrade {
+        headers.insert(header::UPGRADE, protocol);
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+    headers.remove(HOP);
+    if !from_peer {
+        headers.remove(TXID);
+        headers.remove(headers::OUTCOME);
+    }
+    headers::append(headers, header::VIA, &worker.shared.via);
+    *response.version_mut() = http::Version::HTTP_11;
+    response
+}

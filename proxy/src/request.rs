@@ -1,0 +1,128 @@
+//! Receive: one look at a request's header, which everything later relies on.
+
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+
+use crate::answer::Answer;
+use crate::connection::ClientState;
+use crate::forwarded;
+use crate::headers::{self, HOP, TXID};
+use crate::token::{self, Token};
+
+/// Longest request target, in bytes.
+const URI_BYTES_MAX: usize = 16 << 10;
+
+/// A request that may be served.
+pub(crate) struct Received {
+    pub method: Method,
+    pub target: PathAndQuery,
+    pub headers: HeaderMap,
+    pub body: Incoming,
+    /// What the client has seen.
+    pub token: Token,
+    /// The protocol the client wants to change to, and the client's side of that.
+    pub upgrade: Option<(HeaderValue, OnUpgrade)>,
+    /// Another litefs proxy sent this.
+    pub from_peer: bool,
+    /// The client understands trailers.
+    pub trailers: bool,
+    /// gRPC: must be HTTP/2 all the way.
+    pub grpc: bool,
+    /// The client came over TLS.
+    pub secure: bool,
+}
+
+impl Received {
+    /// Whether the method promises to change nothing.
+    pub fn is_read(&self) -> bool {
+        self.method == Method::GET || self.method == Method::HEAD
+    }
+}
+
+/// Checks a request and notes what matters of it; malformed and dangerous ones end here.
+pub(crate) fn receive(
+    mut request: Request<Incoming>,
+    client: &ClientState,
+    own_name: &str,
+) -> Result<Received, Box<Answer>> {
+    let bad = |status, why| Box::new(Answer::bad_request(status, why));
+    check_framing(&request, client).map_err(|why| bad(StatusCode::BAD_REQUEST, why))?;
+    if request.method() == Method::CONNECT {
+        return Err(bad(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported"));
+    }
+    if request.uri().path_and_query().is_some_and(|target| target.as_str().len() > URI_BYTES_MAX) {
+        return Err(bad(StatusCode::URI_TOO_LONG, "the request target is too long"));
+    }
+    if headers::list(request.headers(), header::VIA).any(|hop| hop.ends_with(own_name)) {
+        return Err(bad(StatusCode::LOOP_DETECTED, "this request has been here before"));
+    }
+    let upgrade = wanted_upgrade(&request).map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
+    let (parts, body) = request.into_parts();
+    let mut headers = parts.headers;
+    set_host(&parts.uri, &mut headers, parts.version).map_err(|why| bad(StatusCode::BAD_REQUEST, why))?;
+    let is_h2 = parts.version == Version::HTTP_2;
+    let content_type = headers.get(header::CONTENT_TYPE);
+    Ok(Received {
+        method: parts.method,
+        target: parts.uri.into_parts().path_and_query.unwrap_or(PathAndQuery::from_static("/")),
+        token: read_token(&headers),
+        upgrade,
+        from_peer: headers.contains_key(HOP),
+        trailers: headers::lists(&headers, header::TE, "trailers"),
+        grpc: is_h2 && content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")),
+        secure: forwarded::client_uses_tls(&headers, client),
+        headers,
+        body,
+    })
+}
+
+/// RFC 9112 §6.3: a message with both framings is an attempt at smuggling or a broken client.
+fn check_framing(request: &Request<Incoming>, client: &ClientState) -> Result<(), &'static str> {
+    if !request.headers().contains_key(header::TRANSFER_ENCODING) {
+        return Ok(());
+    }
+    if request.headers().contains_key(header::CONTENT_LENGTH) || client.raw_header_has_content_length() {
+        return Err("both Content-Length and Transfer-Encoding");
+    }
+    let mut codings = headers::list(request.headers(), header::TRANSFER_ENCODING);
+    let only = codings.next().is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) && codings.next().is_none();
+    if only { Ok(()) } else { Err("a Transfer-Encoding other than chunked") }
+}
+
+/// Makes `Host` say what the request is for, whatever form the target has (RFC 9112 §3.2).
+fn set_host(uri: &Uri, headers: &mut HeaderMap, version: Version) -> Result<(), &'static str> {
+    let mut hosts = headers.get_all(header::HOST).into_iter();
+    match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => return Err("more than one Host"),
+        (None, None) if version == Version::HTTP_11 => return Err("no Host"),
+        _ => {}
+    }
+    if let Some(authority) = uri.authority() {
+        let host = authority.as_str().rsplit('@').next().unwrap_or_default();
+        let host = HeaderValue::try_from(host).map_err(|_| "a target that is no host")?;
+        headers.insert(header::HOST, host);
+    }
+    Ok(())
+}
+
+/// The protocol that the client wants to change to. `h2c` is not offered here: clients fall back or use prior knowledge.
+fn wanted_upgrade(request: &Request<Incoming>) -> Option<HeaderValue> {
+    let protocol = request.headers().get(header::UPGRADE)?;
+    let asked = request.version() == Version::HTTP_11
+        && headers::lists(request.headers(), header::CONNECTION, "upgrade")
+        && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c");
+    asked.then(|| protocol.clone())
+}
+
+fn read_token(headers: &HeaderMap) -> Token {
+    let mut token = Token::default();
+    for value in headers.get_all(header::COOKIE) {
+        token.merge(token::parse_cookies(value.as_bytes()));
+    }
+    for value in headers.get_all(TXID) {
+        token.merge(token::parse_header(value.as_bytes()));
+    }
+    token
+}

@@ -1,0 +1,67 @@
+//! Route: where a request goes, from what is known without waiting for anything.
+
+use http::Method;
+use litefs::{DbName, Txid};
+
+use crate::config::ProxyConfig;
+use crate::node::{Positions, Role};
+use crate::request::Received;
+use crate::token::Token;
+
+/// The health check's path (COMPAT §8).
+const HEALTH: &str = "/litefs/health";
+
+/// Where a request goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// Straight to the application, untouched by tracking.
+    Passthrough,
+    /// We answer.
+    Health,
+    /// To the application: this node is the primary, the authority for every read and write.
+    Primary,
+    /// To the application: a read that needs nothing newer than what is here.
+    Fresh,
+    /// To the application once the token's position is reached here; else to the primary.
+    Wait,
+    /// To the primary, wherever it is.
+    NeedsPrimary,
+}
+
+/// Decides. The order is LiteFS's: a passthrough glob also wins over the health check.
+pub(crate) fn route(config: &ProxyConfig, request: &Received, role: &Role, positions: &dyn Positions) -> Route {
+    let path = request.target.path();
+    if config.passthrough.matches(path) {
+        return Route::Passthrough;
+    }
+    if path == HEALTH && request.method == Method::GET {
+        return Route::Health;
+    }
+    if *role == Role::Primary {
+        return Route::Primary;
+    }
+    if !request.is_read() || config.always_forward.matches(path) {
+        return Route::NeedsPrimary;
+    }
+    match first_missing(config, &request.token, positions) {
+        None => Route::Fresh,
+        Some(_) => Route::Wait,
+    }
+}
+
+/// The first tracked database of which the client has seen more than is here, and what it has seen.
+pub(crate) fn first_missing<'a>(
+    config: &'a ProxyConfig,
+    token: &Token,
+    positions: &dyn Positions,
+) -> Option<(&'a DbName, Txid)> {
+    if token.is_empty() {
+        return None;
+    }
+    let seen = |index: usize, db: &DbName| match index {
+        0 => token.first,
+        _ => token.named.iter().find(|(name, _)| name == db.as_str()).map_or(Txid::ZERO, |(_, txid)| *txid),
+    };
+    let wanted = config.databases.iter().enumerate().map(|(index, db)| (db, seen(index, db)));
+    wanted.into_iter().find(|(db, txid)| !txid.is_zero() && positions.txid(db).unwrap_or(Txid::ZERO) < *txid)
+}

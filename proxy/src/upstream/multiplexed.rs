@@ -1,0 +1,61 @@
+//! HTTP/2 without TLS towards the application and the primary: gRPC needs it (its trailers, and streams in both
+//! directions at once).
+
+use std::io;
+
+use http::uri::{Authority, Scheme};
+use http::{Request, Response, Uri, Version, header};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::Mutex;
+
+use super::{SendFailure, open};
+use crate::body::{RequestBody, UpstreamBody};
+use crate::config::HostPort;
+
+/// The one connection that carries all streams to an address.
+#[derive(Default)]
+pub(super) struct Multiplexed {
+    sender: Mutex<Option<http2::SendRequest<RequestBody>>>,
+}
+
+impl Multiplexed {
+    pub async fn send(
+        &self,
+        address: &HostPort,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<UpstreamBody>, SendFailure> {
+        let mut sender = match self.sender(address).await {
+            Ok(sender) => sender,
+            Err(error) => return Err(SendFailure::Unsent { error, request: Box::new(request) }),
+        };
+        *request.version_mut() = Version::HTTP_2;
+        let host = request.headers_mut().remove(header::HOST);
+        let host = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+        let mut uri = std::mem::take(request.uri_mut()).into_parts();
+        uri.scheme = Some(Scheme::HTTP);
+        uri.authority = host.or_else(|| Authority::try_from(address.authority()).ok());
+        *request.uri_mut() = Uri::from_parts(uri).map_err(|error| SendFailure::lost(&error))?;
+        match sender.send_request(request).await {
+            Ok(answer) => Ok(answer.map(UpstreamBody::Incoming)),
+            Err(error) => Err(SendFailure::lost(&error)),
+        }
+    }
+
+    async fn sender(&self, address: &HostPort) -> io::Result<http2::SendRequest<RequestBody>> {
+        let open_sender = self.sender.lock().as_ref().filter(|sender| !sender.is_closed()).cloned();
+        if let Some(sender) = open_sender {
+            return Ok(sender);
+        }
+        let stream = open(address).await?;
+        let handshake = http2::Builder::new(TokioExecutor::new()).handshake(TokioIo::new(stream));
+        let (sender, driver) = handshake.await.map_err(io::Error::other)?;
+        tokio::spawn(async move {
+            if let Err(error) = driver.await {
+                tracing::debug!(%error, "HTTP/2 connection to upstream ended with an error");
+            }
+        });
+        *self.sender.lock() = Some(sender.clone());
+        Ok(sender)
+    }
+}

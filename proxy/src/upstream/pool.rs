@@ -1,0 +1,56 @@
+//! Idle connections to one address.
+
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::exchange::H1Connection;
+
+/// Most idle connections that are kept.
+const IDLE_MAX: usize = 256;
+/// How long an idle one is kept: shorter than the keep-alive of common servers would be better still, but a connection
+/// that the peer has closed is noticed when it is taken out.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Default)]
+pub(super) struct Pool {
+    idle: Mutex<Vec<Idle>>,
+}
+
+struct Idle {
+    connection: Box<H1Connection>,
+    since: Instant,
+}
+
+impl Pool {
+    /// The connection used last that is still alive.
+    pub async fn check_out(&self) -> Option<Box<H1Connection>> {
+        poll_fn(|cx| {
+            loop {
+                let Some(mut idle) = self.idle.lock().pop() else { return Poll::Ready(None) };
+                if idle.connection.is_reusable(cx) {
+                    return Poll::Ready(Some(idle.connection));
+                }
+            }
+        })
+        .await
+    }
+
+    pub fn check_in(&self, connection: Box<H1Connection>) {
+        let mut idle = self.idle.lock();
+        if idle.len() < IDLE_MAX {
+            idle.push(Idle { connection, since: Instant::now() });
+        }
+    }
+
+    pub fn close_idle(&self, now: Instant) {
+        // Pushed at the end and popped from it: the oldest are in front.
+        let mut idle = self.idle.lock();
+        let stale = idle.iter().take_while(|idle| now.duration_since(idle.since) > IDLE_TIMEOUT).count();
+        let stale: Vec<_> = idle.drain(..stale).collect();
+        drop(idle);
+        drop(stale);
+    }
+}

@@ -1,0 +1,126 @@
+//! Wait: for a position to be applied here, or for a primary to be known. Nothing polls.
+
+use std::time::Duration;
+
+use tokio::sync::{SemaphorePermit, watch};
+use tokio::time::{Instant, timeout_at};
+
+use crate::metrics::Held;
+use crate::node::{Primary, Role};
+use crate::route::first_missing;
+use crate::server::Shared;
+use crate::token::Token;
+
+/// A place among the waiting requests, of which there are at most `proxy.max-waiting`.
+struct Place<'a> {
+    _permit: SemaphorePermit<'a>,
+    _gauge: Held,
+    since: std::time::Instant,
+    shared: &'a Shared,
+}
+
+impl<'a> Place<'a> {
+    /// `None`: too many wait already; one more would only make it worse for all.
+    fn take(shared: &'a Shared) -> Option<Self> {
+        let permit = shared.places.try_acquire().ok()?;
+        Some(Self {
+            _permit: permit,
+            _gauge: Held::new(&shared.metrics.waiting),
+            since: std::time::Instant::now(),
+            shared,
+        })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.shared.metrics.waits.observe(self.since.elapsed().as_secs_f64());
+    }
+}
+
+/// How a wait for a position ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reached {
+    /// Everything the client has seen is here.
+    Here,
+    /// This node has become the primary.
+    WePrimary,
+    /// Too long; the primary can be asked.
+    AskPrimary,
+    /// Too long, and there is nobody to ask.
+    Nobody,
+}
+
+/// Waits for what the client has seen: `proxy.replica-wait`, and longer only while there is no primary to ask instead.
+pub(crate) async fn for_position(shared: &Shared, token: &Token) -> Reached {
+    let Some(_place) = Place::take(shared) else { return ask(&shared.role.borrow()) };
+    let settings = &shared.config.settings;
+    let mut role = shared.role.clone();
+    let reached = async {
+        while let Some((db, txid)) = first_missing(&shared.config, token, shared.positions.as_ref()) {
+            shared.positions.wait(db, txid).await;
+        }
+    };
+    let mut reached = std::pin::pin!(reached);
+    let begin = Instant::now();
+    tokio::select! {
+        biased;
+        () = &mut reached => return Reached::Here,
+        () = until(&mut role, |role| *role == Role::Primary) => return Reached::WePrimary,
+        () = tokio::time::sleep_until(begin + settings.replica_wait) => {}
+    }
+    let patience = settings.primary_redirect_timeout.max(settings.replica_wait);
+    tokio::select! {
+        biased;
+        () = &mut reached => Reached::Here,
+        () = until(&mut role, |role| *role != Role::NoPrimary) => ask(&shared.role.borrow()),
+        () = tokio::time::sleep_until(begin + patience) => Reached::Nobody,
+    }
+}
+
+fn ask(role: &Role) -> Reached {
+    match role {
+        Role::Primary => Reached::WePrimary,
+        Role::Replica(_) => Reached::AskPrimary,
+        Role::NoPrimary => Reached::Nobody,
+    }
+}
+
+async fn until(role: &mut watch::Receiver<Role>, wanted: impl FnMut(&Role) -> bool) {
+    if role.wait_for(wanted).await.is_err() {
+        // The node has gone; the wait's own bound ends it.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The primary, when one is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Found {
+    We,
+    Other(Primary),
+}
+
+/// Waits until there is a primary, at most until `deadline`. `None`: there is none, or too many wait already.
+pub(crate) async fn for_primary(shared: &Shared, deadline: Instant) -> Option<Found> {
+    let found = |role: &Role| match role {
+        Role::Primary => Some(Found::We),
+        Role::Replica(primary) => Some(Found::Other(primary.clone())),
+        Role::NoPrimary => None,
+    };
+    if let Some(found) = found(&shared.role.borrow()) {
+        return Some(found);
+    }
+    let _place = Place::take(shared)?;
+    let mut role = shared.role.clone();
+    let known = timeout_at(deadline, role.wait_for(|role| *role != Role::NoPrimary)).await;
+    found(&*known.ok()?.ok()?)
+}
+
+/// Waits for the role to become another one than `known`, at most `patience`.
+pub(crate) async fn for_change(shared: &Shared, known: &Primary, patience: Duration) {
+    let Some(_place) = Place::take(shared) else { return };
+    let mut role = shared.role.clone();
+    let changed = until(&mut role, |role| !matches!(role, Role::Replica(primary) if primary == known));
+    // Not changed: the caller tries the same primary again.
+    let _ = tokio::time::timeout(patience, changed).await;
+}
