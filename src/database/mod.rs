@@ -15,6 +15,7 @@
 
 #![allow(dead_code, unused_imports)] // until the last part is in
 
+mod apply;
 pub(crate) mod checksums;
 mod commit;
 pub(crate) mod files;

@@ -1,0 +1,215 @@
+//! A record on its way in: received, verified as a whole and kept where it can be read again, before anything is locked.
+
+use std::fs::File;
+use std::io::{self, BufReader, Cursor, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::ApplyError;
+use crate::database::log::{Log, MEMORY_RECORD_BYTES_MAX, Spool};
+use crate::database::{CaptureState, PageSource};
+use crate::ltx::{Decoder, Header, Image, LtxError, Trailer};
+use crate::sqlite::header::VERSION_WAL;
+use crate::sqlite::page::page_checksum;
+use crate::{Checksum, Pos};
+
+/// Offset of the read version in page 1.
+const READ_VERSION_AT: usize = 19;
+
+/// A verified record.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    pub(super) header: Header,
+    pub(super) trailer: Trailer,
+    /// Page numbers, ascending, with their new checksums.
+    pub(super) pages: Vec<(u32, Checksum)>,
+    /// What page 1 says of the journal mode, if the record has it: WAL or not.
+    pub(super) page1_wal: Option<bool>,
+    body: Body,
+}
+
+#[derive(Debug)]
+enum Body {
+    Memory(Bytes),
+    Spool { spool: Option<Spool>, file: Arc<File>, start: u64, len: u64 },
+}
+
+impl Incoming {
+    /// Reads one LTX file to its end and checks every rule of the format.
+    pub(super) fn receive(log: &Log, input: &mut dyn Read) -> Result<Self, ApplyError> {
+        let tee = Tee { input: BufReader::with_capacity(64 << 10, input), log, memory: Vec::new(), spool: None };
+        let mut decoder = Decoder::new(tee).map_err(ltx_error)?;
+        let header = *decoder.header();
+        let mut page = vec![0; header.page_size as usize];
+        let mut pages = Vec::new();
+        let mut page1_wal = None;
+        while let Some(pgno) = decoder.next_page(&mut page).map_err(ltx_error)? {
+            pages.push((pgno, page_checksum(pgno, &page)));
+            if pgno == 1 {
+                page1_wal = Some(page[READ_VERSION_AT] == VERSION_WAL);
+            }
+        }
+        let (trailer, tee) = decoder.finish().map_err(ltx_error)?;
+        Ok(Self { header, trailer, pages, page1_wal, body: tee.into_body()? })
+    }
+
+    /// A record of our own log, read again.
+    pub(super) fn reread(log: &Log, record: &crate::database::Record) -> Result<Self, ApplyError> {
+        match &record.body {
+            crate::database::RecordBody::Memory(bytes) => Self::receive(log, &mut Cursor::new(bytes)),
+            crate::database::RecordBody::File { file, offset, len } => {
+                Self::receive(log, &mut FileRange { file: Arc::clone(file), at: *offset, end: offset + len })
+            }
+        }
+    }
+
+    /// The position after it.
+    pub(super) fn post(&self) -> Pos {
+        Pos::new(self.header.max_txid, self.trailer.post_apply)
+    }
+
+    /// Its pages, decoded once more.
+    pub(super) fn pages(&self) -> io::Result<RecordPages<'_>> {
+        let reader: Box<dyn Read> = match &self.body {
+            Body::Memory(bytes) => Box::new(Cursor::new(bytes)),
+            Body::Spool { file, start, len, .. } => {
+                let range = FileRange { file: Arc::clone(file), at: *start, end: start + len };
+                Box::new(BufReader::with_capacity(256 << 10, range))
+            }
+        };
+        let decoder = Decoder::new(reader).map_err(damaged)?;
+        Ok(RecordPages { decoder, page: vec![0; self.header.page_size as usize] })
+    }
+
+    /// Makes it the next record of the log.
+    pub(super) fn append_to(&mut self, log: &Log) -> io::Result<()> {
+        match &mut self.body {
+            Body::Memory(bytes) => {
+                log.append(&Image { header: self.header, trailer: self.trailer, bytes: bytes.clone() })
+            }
+            Body::Spool { spool, .. } => match spool.take() {
+                Some(spool) => log.adopt(spool).map(drop),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Checks that a database in `state` has the record's post-apply checksum when the record is applied to it.
+    pub(super) fn check_result(&self, state: &CaptureState) -> Result<(), ApplyError> {
+        let expected = self.trailer.post_apply;
+        let actual = self.checksum_after(state);
+        if actual == expected {
+            return Ok(());
+        }
+        Err(ApplyError::Damaged(format!("applying it to {} gives checksum {actual} instead of {expected}", state.pos)))
+    }
+
+    fn checksum_after(&self, state: &CaptureState) -> Checksum {
+        let fresh = self.header.is_snapshot() || state.page_size != self.header.page_size;
+        let mut sum = if fresh { Checksum::EMPTY } else { state.checksums.database() };
+        for (pgno, checksum) in &self.pages {
+            let old = if fresh { Checksum::NONE } else { state.checksums.get(*pgno) };
+            sum = sum ^ old ^ *checksum;
+        }
+        if !fresh {
+            for cut in self.header.commit.saturating_add(1)..=state.checksums.page_count() {
+                sum = sum ^ state.checksums.get(cut);
+            }
+        }
+        sum
+    }
+
+    /// Puts the record's checksums, size and position into `state`.
+    pub(super) fn update(&self, state: &mut CaptureState) {
+        if self.header.is_snapshot() || state.page_size != self.header.page_size {
+            state.checksums.clear();
+        }
+        state.page_size = if self.header.commit == 0 { 0 } else { self.header.page_size };
+        state.checksums.resize(self.header.commit);
+        for (pgno, checksum) in &self.pages {
+            state.checksums.set(*pgno, *checksum);
+        }
+        state.pos = self.post();
+    }
+}
+
+/// The pages of a verified record.
+pub(super) struct RecordPages<'a> {
+    decoder: Decoder<Box<dyn Read + 'a>>,
+    page: Vec<u8>,
+}
+
+impl PageSource for RecordPages<'_> {
+    fn next_page(&mut self) -> io::Result<Option<(u32, &[u8])>> {
+        let pgno = self.decoder.next_page(&mut self.page).map_err(damaged)?;
+        Ok(pgno.map(|pgno| (pgno, &self.page[..])))
+    }
+}
+
+fn ltx_error(error: LtxError) -> ApplyError {
+    match error {
+        LtxError::Io(error) => ApplyError::Io(error),
+        error => ApplyError::Damaged(error.to_string()),
+    }
+}
+
+fn damaged(error: LtxError) -> io::Error {
+    match error {
+        LtxError::Io(error) => error,
+        error => io::Error::new(io::ErrorKind::InvalidData, error.to_string()),
+    }
+}
+
+/// Keeps what passes: in memory up to [`MEMORY_RECORD_BYTES_MAX`], else in a spool of the log.
+struct Tee<'a> {
+    input: BufReader<&'a mut dyn Read>,
+    log: &'a Log,
+    memory: Vec<u8>,
+    spool: Option<Spool>,
+}
+
+impl Tee<'_> {
+    fn into_body(self) -> io::Result<Body> {
+        let Some(mut spool) = self.spool else { return Ok(Body::Memory(Bytes::from(self.memory))) };
+        spool.flush()?;
+        let ((file, start), len) = (spool.file(), spool.len());
+        Ok(Body::Spool { spool: Some(spool), file, start, len })
+    }
+}
+
+impl Read for Tee<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.input.read(buffer)?;
+        let bytes = &buffer[..count];
+        if let Some(spool) = &mut self.spool {
+            spool.write_all(bytes)?;
+        } else if (self.memory.len() + count) as u64 > MEMORY_RECORD_BYTES_MAX {
+            let mut spool = self.log.spool()?;
+            spool.write_all(&std::mem::take(&mut self.memory))?;
+            spool.write_all(bytes)?;
+            self.spool = Some(spool);
+        } else {
+            self.memory.extend_from_slice(bytes);
+        }
+        Ok(count)
+    }
+}
+
+/// A range of a file as a reader.
+struct FileRange {
+    file: Arc<File>,
+    at: u64,
+    end: u64,
+}
+
+impl Read for FileRange {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
+        let len = buffer.len().min(left);
+        let count = self.file.read_at(&mut buffer[..len], self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
