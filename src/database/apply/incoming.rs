@@ -33,7 +33,7 @@ pub(super) struct Incoming {
 #[derive(Debug)]
 enum Body {
     Memory(Bytes),
-    Spool { spool: Option<Spool>, file: Arc<File>, start: u64, len: u64 },
+    Spool { spool: Option<Box<Spool>>, file: Arc<File>, start: u64, len: u64 },
 }
 
 impl Incoming {
@@ -90,7 +90,7 @@ impl Incoming {
                 log.append(&Image { header: self.header, trailer: self.trailer, bytes: bytes.clone() })
             }
             Body::Spool { spool, .. } => match spool.take() {
-                Some(spool) => log.adopt(spool).map(drop),
+                Some(spool) => log.adopt(*spool).map(drop),
                 None => Ok(()),
             },
         }
@@ -175,7 +175,7 @@ impl Tee<'_> {
         let Some(mut spool) = self.spool else { return Ok(Body::Memory(Bytes::from(self.memory))) };
         spool.flush()?;
         let ((file, start), len) = (spool.file(), spool.len());
-        Ok(Body::Spool { spool: Some(spool), file, start, len })
+        Ok(Body::Spool { spool: Some(Box::new(spool)), file, start, len })
     }
 }
 

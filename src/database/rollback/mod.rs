@@ -56,18 +56,44 @@ enum JournalPhase {
 impl RollbackState {
     /// Whether a transaction is under way or waits to be captured.
     pub(crate) fn is_pending(&self) -> bool {
-        !self.dirty.is_empty() || self.journal != JournalPhase::Idle
+        !self.dirty.is_empty() || self.journal_is_hot()
     }
 
-    /// Forgets everything: the file was replaced, applied to, or removed by the engine.
-    pub(crate) fn reset(&mut self) {
-        *self = Self::default();
+    /// Whether a client has a journal by which a crash now would be rolled back.
+    pub(crate) fn journal_is_hot(&self) -> bool {
+        self.journal != JournalPhase::Idle
+    }
+}
+
+/// What the database file's hooks do while no WAL is in use.
+impl Database {
+    /// A client writes to the database file.
+    pub(super) fn rollback_db_write(&self, state: &mut CaptureState, offset: u64, data: &[u8]) -> io::Result<()> {
+        // Marked before: also a write that fails may have changed the page.
+        self.note_db_write(state, offset, data)?;
+        os::write_all_at("database.write", &*self.files.database()?, data, offset)
+    }
+
+    /// A client cuts or grows the database file.
+    pub(super) fn rollback_db_truncate(&self, state: &mut CaptureState, len: u64) -> io::Result<()> {
+        self.note_db_truncate(state, len)?;
+        os::set_len("database.truncate", &*self.files.database()?, len)
+    }
+
+    /// A client synced the database file: the end of a transaction without a journal.
+    pub(super) fn rollback_db_sync(&self, state: &mut CaptureState) -> io::Result<()> {
+        self.capture_unjournaled(state, Moment::Sync)
+    }
+
+    /// The engine replaced, applied to, or removed the file: forgets what was pending, and how page 1 looked.
+    pub(crate) fn rollback_reset(&self, state: &mut CaptureState) {
+        state.rollback = RollbackState::default();
     }
 }
 
 impl Database {
     /// A client is about to write to the database file. Marks the pages, unless the write is a checkpoint's.
-    pub(super) fn note_db_write(&self, state: &mut CaptureState, offset: u64, data: &[u8]) -> io::Result<()> {
+    fn note_db_write(&self, state: &mut CaptureState, offset: u64, data: &[u8]) -> io::Result<()> {
         let was_wal = self.page1_says_wal(state)?;
         let version = READ_VERSION_OFFSET.checked_sub(offset).and_then(|at| data.get(usize::try_from(at).ok()?));
         let is_wal = version.map_or(was_wal, |version| *version == VERSION_WAL);
@@ -87,7 +113,7 @@ impl Database {
     }
 
     /// A client is about to cut or grow the database file.
-    pub(super) fn note_db_truncate(&self, state: &mut CaptureState, len: u64) -> io::Result<()> {
+    fn note_db_truncate(&self, state: &mut CaptureState, len: u64) -> io::Result<()> {
         // SQLite cuts after the commit: the record has the size from page 1. To nothing it cuts only when the first transaction
         // is rolled back under its journal; otherwise this is `cp` and its O_TRUNC.
         if len > 0 {
@@ -102,7 +128,7 @@ impl Database {
     }
 
     /// Whether page 1 of the file names WAL mode.
-    pub(super) fn page1_says_wal(&self, state: &mut CaptureState) -> io::Result<bool> {
+    fn page1_says_wal(&self, state: &mut CaptureState) -> io::Result<bool> {
         if let Some(wal) = state.rollback.wal {
             return Ok(wal);
         }
