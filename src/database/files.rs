@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -45,6 +46,11 @@ impl Files {
     /// Whether the file exists.
     pub(crate) fn exists(&self, kind: FileKind) -> bool {
         self.path(kind).exists()
+    }
+
+    /// The inode number of a file.
+    pub(crate) fn inode(&self, kind: FileKind) -> io::Result<u64> {
+        Ok(std::fs::metadata(self.path(kind))?.ino())
     }
 
     /// The database file, created when it is missing.

@@ -6,7 +6,23 @@
 //! fence holds SHARED takes it on the fence's descriptor.
 
 use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::Database;
+use crate::kernel::{FileKind, Kernel};
+use crate::os;
+use crate::sqlite::locks::{self, LockKind};
+use crate::sqlite::wal_index::WalIndex;
+
+/// How long the engine waits for DMS: a client holds it exclusively only while it initialises the shm.
+const DMS_WAIT: Duration = Duration::from_secs(2);
+/// The first segment of the wal-index; a shm at least this long never faults on its header.
+const SHM_LEN_MIN: u64 = 32 * 1024;
 
 /// One inode, opened twice.
 #[derive(Debug, Clone)]
@@ -15,13 +31,15 @@ pub(crate) struct Link {
     pub(crate) action: Arc<File>,
     /// For the fence: WRITE on the shm; RESERVED and SHARED on the database.
     pub(crate) fence: Arc<File>,
+    /// The backing file's inode number: a file unlinked and created again has another.
+    backing_ino: u64,
 }
 
 /// What the engine has open on the mount. Clone out what you need; the lock is a leaf.
 #[derive(Debug, Default)]
 pub(crate) struct Links {
     /// The database file, once a client opened it or the engine needed it.
-    pub(crate) database: Option<Link>,
+    pub(crate) database: Option<Arc<Link>>,
     /// The shm of the running WAL generation; `None` when no client has one.
     pub(crate) shm: Option<Arc<ShmLink>>,
 }
@@ -30,6 +48,138 @@ pub(crate) struct Links {
 #[derive(Debug)]
 pub(crate) struct ShmLink {
     /// Its descriptors. `fence` holds DMS shared for as long as the link lives.
-    #[allow(dead_code)] // used by the capture to come
     pub(crate) link: Link,
+    /// The mapping.
+    pub(crate) index: WalIndex,
+    /// Whether CKPT is held on `link.action`. Changed under [`super::Database::action`] or before the link is shared.
+    ckpt: AtomicBool,
+}
+
+impl ShmLink {
+    /// Whether the engine owns CKPT.
+    pub(crate) fn owns_checkpoints(&self) -> bool {
+        self.ckpt.load(Ordering::Acquire)
+    }
+
+    /// Takes CKPT if it is free (ENGINE "Owning checkpoints"); whether it is held now.
+    pub(crate) fn take_checkpoints(&self) -> io::Result<bool> {
+        if self.owns_checkpoints() {
+            return Ok(true);
+        }
+        let taken = locks::try_lock(&self.link.action, locks::CKPT, LockKind::Exclusive)?;
+        self.ckpt.store(taken, Ordering::Release);
+        Ok(taken)
+    }
+
+    /// Gives CKPT back: the header is invalid and a client must be able to recover it.
+    pub(crate) fn release_checkpoints(&self) -> io::Result<()> {
+        if self.ckpt.swap(false, Ordering::AcqRel) {
+            locks::unlock(&self.link.action, locks::CKPT)?;
+        }
+        Ok(())
+    }
+}
+
+impl Link {
+    fn open(kernel: &dyn Kernel, database: &Database, kind: FileKind) -> io::Result<Self> {
+        let backing_ino = database.files.inode(kind)?;
+        Ok(Self {
+            action: Arc::new(kernel.open(&database.name, kind)?),
+            fence: Arc::new(kernel.open(&database.name, kind)?),
+            backing_ino,
+        })
+    }
+}
+
+/// The mount is not up (or no longer).
+fn no_kernel() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "the mount is not up")
+}
+
+impl Database {
+    /// The shm as the engine has it open now.
+    pub(crate) fn shm(&self) -> Option<Arc<ShmLink>> {
+        self.links.lock().shm.clone()
+    }
+
+    /// The database file on the mount, opened now if it is not yet.
+    ///
+    /// # Errors
+    /// `NotConnected` without a mount; opening.
+    pub(crate) fn database_link(&self) -> io::Result<Arc<Link>> {
+        let ino = self.files.inode(FileKind::Database)?;
+        if let Some(link) = self.links.lock().database.clone().filter(|link| link.backing_ino == ino) {
+            return Ok(link);
+        }
+        let kernel = self.shared.kernel().ok_or_else(no_kernel)?;
+        // Opened without any lock: the mount answers this open by itself, but from one of its own threads.
+        let opened = Arc::new(Link::open(&*kernel, self, FileKind::Database)?);
+        let (link, fresh) = {
+            let mut links = self.links.lock();
+            match links.database.clone().filter(|link| link.backing_ino == ino) {
+                Some(other) => (other, false),
+                None => (links.database.insert(opened).clone(), true),
+            }
+        };
+        if fresh && let Some(keeper) = self.shared.fence_keeper() {
+            keeper.attached(&self.name, FileKind::Database, link.fence.as_fd());
+        }
+        Ok(link)
+    }
+
+    /// Attaches to the shm that exists (ENGINE "Attaching"): opens it, takes DMS, maps it, and closes the fence on it when
+    /// the fence is closed. Nothing happens when it is attached already. The caller holds no lock.
+    ///
+    /// # Errors
+    /// `NotConnected` without a mount; opening and locking.
+    pub(crate) fn attach_shm(&self) -> io::Result<Arc<ShmLink>> {
+        let path = self.files.path(FileKind::Shm);
+        let backing = File::options().read(true).write(true).open(&path)?;
+        let metadata = backing.metadata()?;
+        if let Some(shm) = self.shm().filter(|shm| shm.link.backing_ino == metadata.ino()) {
+            return Ok(shm);
+        }
+        if metadata.len() < SHM_LEN_MIN {
+            os::set_len("shm.extend", &backing, SHM_LEN_MIN)?;
+        }
+        let kernel = self.shared.kernel().ok_or_else(no_kernel)?;
+        let link = Link::open(&*kernel, self, FileKind::Shm)?;
+        if !locks::lock_within(&link.fence, locks::DMS, LockKind::Shared, DMS_WAIT)? {
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, "a client keeps the shared memory to itself"));
+        }
+        let index = WalIndex::new(link.fence.try_clone()?);
+        let shm = Arc::new(ShmLink { link, index, ckpt: AtomicBool::new(false) });
+        let fresh = {
+            let mut links = self.links.lock();
+            match links.shm.clone().filter(|other| other.link.backing_ino == metadata.ino()) {
+                Some(other) => return Ok(other),
+                None => links.shm.insert(shm).clone(),
+            }
+        };
+        if let Some(keeper) = self.shared.fence_keeper() {
+            keeper.attached(&self.name, FileKind::Shm, fresh.link.fence.as_fd());
+        }
+        self.fence_new_shm(&fresh)?;
+        if fresh.index.read_header()?.is_some() {
+            fresh.take_checkpoints()?;
+        }
+        Ok(fresh)
+    }
+
+    /// Lets go of an inode: it is unlinked, or the mount goes away. Its locks go with the last descriptor.
+    pub(crate) fn detach(&self, kind: FileKind) {
+        let (database, shm) = {
+            let mut links = self.links.lock();
+            match kind {
+                FileKind::Database => (links.database.take(), None),
+                FileKind::Shm => (None, links.shm.take()),
+                FileKind::Journal | FileKind::Wal => (None, None),
+            }
+        };
+        if (database.is_some() || shm.is_some())
+            && let Some(keeper) = self.shared.fence_keeper()
+        {
+            keeper.detached(&self.name, kind);
+        }
+    }
 }

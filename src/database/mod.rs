@@ -16,14 +16,22 @@
 #![allow(dead_code, unused_imports)] // until the last part is in
 
 mod apply;
+mod barrier;
+mod checkpoint;
 pub(crate) mod checksums;
 mod commit;
+mod fence;
 pub(crate) mod files;
+mod health;
 mod hooks;
 pub(crate) mod links;
 pub mod log;
+mod look;
+mod open;
+mod recover;
 mod rollback;
 mod stubs;
+mod wal_capture;
 
 use std::fs::File;
 use std::io;
@@ -32,11 +40,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+pub(crate) use checkpoint::{CHECKPOINT_FRAMES, Checkpointed};
 pub(crate) use checksums::PageChecksums;
-pub(crate) use commit::{PageSource, TxHead};
+pub(crate) use commit::{PageSource, TxHead, now_ms};
 pub(crate) use files::Files;
 pub(crate) use links::Links;
+pub(crate) use wal_capture::WalProgress;
 
+use crate::metrics::DatabaseMetrics;
 use crate::positions::Positions;
 use crate::store::Shared;
 use crate::{DbName, Pos, Txid};
@@ -123,12 +134,17 @@ pub struct Database {
     /// The store's side: configuration, kernel, events, metrics, mode.
     pub(crate) shared: Arc<Shared>,
     pub(crate) files: Files,
+    pub(crate) metrics: DatabaseMetrics,
+    /// Every record. It has its own locks, below all of ours; only the holder of `capture` appends.
+    pub(crate) log: Arc<log::Log>,
     /// Lock 1: held through one engine action (checkpoint, apply, import, fence). No hook takes it.
     pub(crate) action: Mutex<()>,
     /// Lock 2: what is captured. Hooks take it.
     pub(crate) capture: Mutex<CaptureState>,
     /// Lock 3, a leaf: descriptors on the mount's inodes.
     pub(crate) links: Mutex<Links>,
+    /// Whether clients may write. Its lock is a leaf that may be taken under `action`.
+    pub(crate) fence: fence::Fence,
     /// The position as published; only [`Database::publish`] advances it.
     pub(crate) positions: Positions,
     /// Lock 3, a leaf.
@@ -148,6 +164,10 @@ pub(crate) struct CaptureState {
     pub(crate) page_size: u32,
     /// Per page; its length is the database's size in pages.
     pub(crate) checksums: PageChecksums,
+    /// How far the WAL is captured.
+    pub(crate) wal: WalProgress,
+    /// Reused from transaction to transaction.
+    pub(crate) buffers: commit::CommitBuffers,
     /// What the rollback modes have to remember.
     pub(crate) rollback: rollback::RollbackState,
 }

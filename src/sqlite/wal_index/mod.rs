@@ -47,7 +47,8 @@ pub struct CheckpointInfo {
 ///
 /// The mapping grows with the file and is given back when this is dropped. Whoever touches it must hold
 /// [`DMS`](super::locks::DMS) shared on the same inode: only a client that holds it exclusively truncates the file, and
-/// a truncated mapping faults. As a second line of defence the length is checked before the header is touched.
+/// a truncated mapping faults. As a second line of defence the mount refuses to truncate a shm that is mapped (the length
+/// is not asked for on every read: the header is polled, and asking is a request to our own mount).
 #[derive(Debug)]
 pub struct WalIndex {
     file: File,
@@ -119,9 +120,6 @@ impl WalIndex {
     }
 
     fn first(&self) -> io::Result<Option<Table<'_>>> {
-        if self.file.metadata()?.len() < SEGMENT_LEN as u64 {
-            return Ok(None);
-        }
         self.segment(0)
     }
 

@@ -1,0 +1,112 @@
+//! The capture barrier (ENGINE "Never miss a transaction"): before a client's operation can make a committed frame vanish,
+//! everything committed is captured. And clients that keep their wal-index to themselves.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use super::wal_capture::{Generation, Looked, Lookup};
+use super::{CaptureState, Database};
+use crate::sqlite::locks::{self, LockKind};
+use crate::sqlite::wal::{FRAME_HEADER_LEN, FrameHeader, WalHeader, WalWalk, frame_offset};
+use crate::sqlite::wal_index::header::IndexHeader;
+
+/// How long the barrier waits for a wal-index that is being written. Only a writer in its last instant, or a recovery,
+/// makes it unreadable; neither waits for us.
+const UNREADABLE_WAIT: Duration = Duration::from_millis(200);
+const UNREADABLE_PAUSE: Duration = Duration::from_micros(50);
+
+impl Database {
+    /// Captures every committed frame, whoever keeps the wal-index. Afterwards the WAL may be overwritten, cut or unlinked.
+    ///
+    /// # Errors
+    /// Reading the WAL, writing the log: then the operation must not be let through.
+    pub(crate) fn capture_barrier(&self, state: &mut CaptureState) -> io::Result<()> {
+        let start = Instant::now();
+        while self.capture_wal(state)? == Looked::Unreadable {
+            let wait = self.shm().is_some() && !self.exclusive_client()?;
+            if !wait || start.elapsed() > UNREADABLE_WAIT {
+                // Nobody shares an index: what SQLite's recovery would find is what is committed.
+                return self.capture_by_walking(state);
+            }
+            std::thread::sleep(UNREADABLE_PAUSE);
+        }
+        self.capture_heap_index(state).map(|_| ())
+    }
+
+    /// Captures what a client with `locking_mode=EXCLUSIVE` committed: it keeps the wal-index in its heap, and an index in
+    /// the shm, if there is one, is stale.
+    ///
+    /// # Errors
+    /// As [`Self::capture_wal`].
+    pub(crate) fn capture_heap_index(&self, state: &mut CaptureState) -> io::Result<Looked> {
+        let Some(wal) = self.files.wal()? else { return Ok(Looked::Nothing) };
+        if !frame_follows(&wal, state)? || !self.exclusive_client()? {
+            return Ok(Looked::Nothing);
+        }
+        let before = state.pos;
+        self.capture_by_walking(state)?;
+        Ok(if state.pos == before { Looked::Nothing } else { Looked::Captured })
+    }
+
+    /// Whether somebody has the database to itself.
+    fn exclusive_client(&self) -> io::Result<bool> {
+        let Some(link) = self.links.lock().database.clone() else { return Ok(false) };
+        let holder = locks::holder(&link.action, locks::SHARED, LockKind::Shared)?;
+        Ok(holder.is_some_and(|holder| holder.kind == LockKind::Exclusive))
+    }
+
+    /// Captures along the WAL's checksum chain, from the last captured frame on.
+    fn capture_by_walking(&self, state: &mut CaptureState) -> io::Result<()> {
+        let Some(wal) = self.files.wal()? else { return Ok(()) };
+        let Some(header) = WalHeader::read(&wal)? else { return Ok(()) };
+        let at = generation(state, &header).copied().unwrap_or_default();
+        let walk = if at.frame == 0 || !is_unchanged(&wal, &header, &at)? {
+            WalWalk::resume(&wal, header, 0, header.checksum)
+        } else {
+            let chain = at.chain.unwrap_or_else(|| FrameHeader::parse(&at.last_header).checksum);
+            WalWalk::resume(&wal, header, at.frame, chain)
+        };
+        let prefix = walk.valid_prefix()?;
+        if prefix.mx_frame == 0 {
+            return Ok(());
+        }
+        let index = IndexHeader {
+            change: 0,
+            big_endian_checksums: header.big_endian_checksums,
+            page_size: header.page_size,
+            mx_frame: prefix.mx_frame,
+            page_count: prefix.page_count,
+            frame_checksum: prefix.checksum,
+            salt: header.salt,
+        };
+        self.capture_up_to(state, &index, &Lookup::Frames).map(|_| ())
+    }
+}
+
+fn generation<'a>(state: &'a CaptureState, header: &WalHeader) -> Option<&'a Generation> {
+    [&state.wal.current, &state.wal.previous].into_iter().find(|generation| generation.salt == header.salt)
+}
+
+/// Whether the last captured frame is still the one that was captured.
+fn is_unchanged(wal: &File, header: &WalHeader, at: &Generation) -> io::Result<bool> {
+    let mut bytes = [0; FRAME_HEADER_LEN];
+    match wal.read_exact_at(&mut bytes, frame_offset(at.frame, header.page_size)) {
+        Ok(()) => Ok(bytes == at.last_header),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a frame of the WAL's generation lies behind the last captured one. A cheap "no" for the ordinary case.
+fn frame_follows(wal: &File, state: &CaptureState) -> io::Result<bool> {
+    let Some(header) = WalHeader::read(wal)? else { return Ok(false) };
+    let captured = generation(state, &header).map_or(0, |generation| generation.frame);
+    let mut bytes = [0; FRAME_HEADER_LEN];
+    match wal.read_exact_at(&mut bytes, frame_offset(captured.saturating_add(1), header.page_size)) {
+        Ok(()) => Ok(FrameHeader::parse(&bytes).salt == header.salt),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}

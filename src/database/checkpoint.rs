@@ -1,0 +1,184 @@
+//! Checkpoints in the background (ENGINE "Owning checkpoints"): clients never do one in a commit's path.
+//!
+//! The WAL is not restarted here: when every frame is in the database file and no reader uses the WAL, the next writer
+//! restarts it by itself. A writer that never pauses is caught up once, under WRITE, when the WAL has become large.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use super::Database;
+use super::links::ShmLink;
+use crate::kernel::FileKind;
+use crate::os;
+use crate::sqlite::locks::{self, LockGuard, LockKind, READERS};
+use crate::sqlite::page::{lock_page, page_offset};
+use crate::sqlite::wal::{FRAME_HEADER_LEN, frame_offset};
+use crate::sqlite::wal_index::READ_MARK_NOT_USED;
+use crate::sqlite::wal_index::header::IndexHeader;
+
+/// Frames that are not in the database file yet from which on a checkpoint is worth its syncs (SQLite's own default).
+pub(crate) const CHECKPOINT_FRAMES: u32 = 1000;
+/// A WAL of this many frames that no writer ever lets restart is caught up under WRITE.
+const CATCH_UP_FRAMES: u32 = 16 * CHECKPOINT_FRAMES;
+/// How long a checkpoint waits for SHARED on the database: a client that closes or switches modes has it to itself.
+const SHARED_WAIT: Duration = Duration::from_millis(20);
+/// How long catching up waits for the writer to pause.
+const WRITE_WAIT: Duration = Duration::from_millis(50);
+/// Pages written (and pushed to the kernel's cache) in one go.
+const RUN_BYTES_MAX: usize = 256 << 10;
+
+/// How a checkpoint went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Checkpointed {
+    /// Every committed frame is in the database file.
+    Complete,
+    /// Some are; readers, or a writer that went on, keep the rest.
+    Partial,
+    /// Somebody is in the way, or there is no readable wal-index.
+    Busy,
+}
+
+impl Database {
+    /// Copies committed and captured frames to the database file. Blocking; readers and writers go on.
+    ///
+    /// # Errors
+    /// Capture, reading the WAL, writing or syncing the database file. Nothing is lost: it is done again.
+    pub(crate) fn checkpoint(&self) -> io::Result<Checkpointed> {
+        let _action = self.action.lock();
+        let done = self.checkpoint_once()?;
+        let Some(shm) = self.shm() else { return Ok(done) };
+        let header = shm.index.read_header()?;
+        if done == Checkpointed::Partial
+            && header.is_some_and(|header| header.mx_frame > CATCH_UP_FRAMES)
+            && !self.is_fenced()
+            && let Some(_write) = LockGuard::within(&shm.link.action, locks::WRITE, LockKind::Exclusive, WRITE_WAIT)?
+        {
+            return self.checkpoint_once();
+        }
+        Ok(done)
+    }
+
+    /// One pass; the caller holds [`Self::action`].
+    pub(crate) fn checkpoint_once(&self) -> io::Result<Checkpointed> {
+        let Some(shm) = self.shm() else { return Ok(Checkpointed::Busy) };
+        let Some(database) = self.links.lock().database.clone() else { return Ok(Checkpointed::Busy) };
+        let Some(_shared) = LockGuard::shared_db(&database.action, SHARED_WAIT)? else {
+            return Ok(Checkpointed::Busy);
+        };
+        if shm.index.read_header()?.is_none() || !shm.take_checkpoints()? {
+            return Ok(Checkpointed::Busy);
+        }
+        let captured = {
+            let mut state = self.capture.lock();
+            self.capture_wal(&mut state)?;
+            state.wal.current
+        };
+        let Some(header) = shm.index.read_header()?.filter(|header| header.salt == captured.salt) else {
+            return Ok(Checkpointed::Busy);
+        };
+        let Some(before) = shm.index.checkpoint_info()? else { return Ok(Checkpointed::Busy) };
+        let safe = make_readers_safe(&shm, captured.frame.min(header.mx_frame))?;
+        if before.backfill >= safe {
+            let complete = before.backfill >= header.mx_frame;
+            return Ok(if complete { Checkpointed::Complete } else { Checkpointed::Partial });
+        }
+        // Readers that use only the database file are kept out while it changes.
+        let Some(_read0) = LockGuard::try_new(&shm.link.action, locks::read(0), LockKind::Exclusive)? else {
+            return Ok(Checkpointed::Partial);
+        };
+        let unchanged = shm.index.read_header()?.is_some_and(|now| now.salt == header.salt)
+            && shm.index.checkpoint_info()?.is_some_and(|now| now.backfill == before.backfill);
+        if !unchanged {
+            return Ok(Checkpointed::Busy);
+        }
+        self.backfill(&shm, &header, before.backfill, safe)?;
+        Ok(if safe == header.mx_frame { Checkpointed::Complete } else { Checkpointed::Partial })
+    }
+
+    /// Writes frames `after + 1 … safe` to the database file and says so in the index. The caller holds CKPT and READ0.
+    fn backfill(&self, shm: &ShmLink, header: &IndexHeader, after: u32, safe: u32) -> io::Result<()> {
+        let Some(wal) = self.files.wal()? else { return Ok(()) };
+        let database = self.files.database()?;
+        shm.index.set_backfill_attempted(safe)?;
+        // From here on recovery may need the frames that the database file is made from, and their records.
+        os::sync_data("wal.sync", &wal)?;
+        self.sync_log()?;
+        let mut pages = Vec::with_capacity((safe - after) as usize);
+        let skipped = lock_page(header.page_size);
+        for frame in after + 1..=safe {
+            let pgno = shm.index.page_of(frame)?;
+            if pgno != 0 && pgno != skipped && pgno <= header.page_count {
+                pages.push((pgno, frame));
+            }
+        }
+        pages.sort_unstable_by_key(|(pgno, frame)| (*pgno, u32::MAX - *frame));
+        pages.dedup_by_key(|(pgno, _)| *pgno);
+        self.write_pages(&wal, &database, header.page_size, &pages)?;
+        // Only while nobody has committed behind us: a later transaction may have grown the database again.
+        let size = u64::from(header.page_count) * u64::from(header.page_size);
+        if shm.index.read_header()?.is_some_and(|now| now == *header)
+            && safe == header.mx_frame
+            && database.metadata()?.len() > size
+        {
+            os::set_len("database.truncate", &database, size)?;
+            if let Some(kernel) = self.shared.kernel() {
+                kernel.invalidate(&self.name, FileKind::Database, size);
+            }
+        }
+        os::sync_data("database.sync", &database)?;
+        shm.index.set_backfill(safe)
+    }
+
+    /// Copies pages out of their frames, neighbouring pages in one write.
+    fn write_pages(&self, wal: &File, database: &File, page_size: u32, pages: &[(u32, u32)]) -> io::Result<()> {
+        let kernel = self.shared.kernel();
+        let page_bytes = page_size as usize;
+        let run_pages_max = (RUN_BYTES_MAX / page_bytes).max(1);
+        let mut buffer = Vec::new();
+        let mut rest = pages;
+        while let Some(&(first, _)) = rest.first() {
+            let run = rest.iter().zip(first..).take_while(|((pgno, _), next)| pgno == next).count().min(run_pages_max);
+            let (now, later) = rest.split_at(run);
+            buffer.resize(run * page_bytes, 0);
+            for ((_, frame), page) in now.iter().zip(buffer.chunks_exact_mut(page_bytes)) {
+                wal.read_exact_at(page, frame_offset(*frame, page_size) + FRAME_HEADER_LEN as u64)?;
+            }
+            let offset = page_offset(first, page_size);
+            os::write_all_at("database.write", database, &buffer, offset)?;
+            self.push_to_cache(kernel.as_deref(), offset, &buffer);
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Makes the kernel's cache of the database file show what was just written to the backing file.
+    pub(crate) fn push_to_cache(&self, kernel: Option<&dyn crate::Kernel>, offset: u64, data: &[u8]) {
+        let Some(kernel) = kernel else { return };
+        if let Err(error) = kernel.store(&self.name, offset, data) {
+            tracing::debug!(database = %self.name, %error, "push pages to the kernel's cache; invalidating instead");
+            kernel.invalidate(&self.name, FileKind::Database, offset);
+        }
+    }
+}
+
+/// How many of the frames up to `frame` no reader can still need from the database file's older state; moves the marks of
+/// readers that are not there.
+fn make_readers_safe(shm: &ShmLink, frame: u32) -> io::Result<u32> {
+    let mut safe = frame;
+    let Some(info) = shm.index.checkpoint_info()? else { return Ok(0) };
+    for mark in 1..READERS {
+        if info.read_marks[mark] >= safe {
+            continue;
+        }
+        match LockGuard::try_new(&shm.link.action, locks::read(mark), LockKind::Exclusive)? {
+            Some(_held) => {
+                let value = if mark == 1 { safe } else { READ_MARK_NOT_USED };
+                shm.index.set_read_mark(mark, value)?;
+            }
+            None => safe = info.read_marks[mark],
+        }
+    }
+    Ok(safe)
+}

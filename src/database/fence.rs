@@ -1,0 +1,308 @@
+//! The fence of one database: while it is closed the engine holds WRITE (shm), RESERVED and SHARED (database file), and no
+//! client can write (DESIGN §2). It is closed on a replica, while halted, and opened for a replica that holds the
+//! primary's HALT lock.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::links::{Link, ShmLink};
+use super::rollback::Moment;
+use super::{CaptureState, Database};
+use crate::Pos;
+use crate::kernel::FileKind;
+use crate::os;
+use crate::sqlite::locks::{self, LockBytes, LockGuard, LockKind};
+
+/// How long opening the shm waits for WRITE: nobody else can hold it for long while the fence is closed.
+const NEW_SHM_WAIT: Duration = Duration::from_secs(2);
+/// How long ending local writes waits for a running transaction.
+const LOCAL_WRITES_WAIT: Duration = Duration::from_secs(10);
+
+/// The fence of one database.
+#[derive(Debug, Default)]
+pub(crate) struct Fence {
+    /// A leaf, apart from `held`. Never held while waiting for a lock.
+    reasons: Mutex<Reasons>,
+    /// Woken when `closing` ends.
+    changed: Condvar,
+    /// All locks are held: read by hooks.
+    held: AtomicBool,
+}
+
+/// Why the fence should be closed.
+#[derive(Debug, Default, Clone, Copy)]
+struct Reasons {
+    /// The node is a replica.
+    replica: bool,
+    /// A remote node holds the HALT lock.
+    halted: bool,
+    /// This node holds the primary's HALT lock.
+    local_writes: bool,
+    /// A thread is waiting for the locks.
+    closing: bool,
+}
+
+impl Reasons {
+    const fn closed(self) -> bool {
+        self.halted || (self.replica && !self.local_writes)
+    }
+}
+
+fn timed_out() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "a write transaction is still running; the fence closes when it ends")
+}
+
+impl Database {
+    /// Whether clients are kept from writing at this instant.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.fence.held.load(Ordering::Acquire)
+    }
+
+    /// The node's role changed. Opening is immediate; closing goes on in the background, see [`Self::wait_fenced`].
+    ///
+    /// # Errors
+    /// Opening the inodes, locking.
+    pub(crate) fn set_replica(self: &Arc<Self>, replica: bool) -> io::Result<()> {
+        self.note_replica(replica);
+        self.reconcile_fence()
+    }
+
+    /// What [`Self::reconcile_fence`] will act on.
+    pub(crate) fn note_replica(&self, replica: bool) {
+        self.fence.reasons.lock().replica = replica;
+    }
+
+    /// Waits until a fence that should be closed is.
+    ///
+    /// # Errors
+    /// `TimedOut`: it stays wanted and closes as soon as the running transactions end.
+    pub(crate) fn wait_fenced(&self, deadline: Instant) -> io::Result<()> {
+        let mut reasons = self.fence.reasons.lock();
+        while reasons.closed() && reasons.closing {
+            if self.fence.changed.wait_until(&mut reasons, deadline).timed_out() {
+                return Err(timed_out());
+            }
+        }
+        drop(reasons);
+        self.capture_everything().map(|_| ())
+    }
+
+    /// Makes the locks what the reasons ask for. The caller holds no lock.
+    ///
+    /// # Errors
+    /// Opening the inodes, locking.
+    pub(crate) fn reconcile_fence(self: &Arc<Self>) -> io::Result<()> {
+        {
+            let reasons = self.fence.reasons.lock();
+            if reasons.closed() == self.is_fenced() || reasons.closing {
+                return Ok(());
+            }
+        }
+        if self.shared.kernel().is_none() || !self.is_live() {
+            return Ok(());
+        }
+        let database = self.database_link()?;
+        let _action = self.action.lock();
+        let mut reasons = self.fence.reasons.lock();
+        match (reasons.closed(), self.is_fenced()) {
+            (false, true) => self.release_fence(),
+            (true, false) if !reasons.closing => {
+                if self.try_take_fence(&database)? {
+                    self.fence.held.store(true, Ordering::Release);
+                    return Ok(());
+                }
+                reasons.closing = true;
+                let this = self.clone();
+                let thread = std::thread::Builder::new().name("fence".into()).spawn(move || this.close_fence());
+                if let Err(error) = thread {
+                    reasons.closing = false;
+                    return Err(error);
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes all locks if they are free now.
+    fn try_take_fence(&self, database: &Link) -> io::Result<bool> {
+        if !locks::try_lock(&database.fence, locks::RESERVED, LockKind::Exclusive)? {
+            return Ok(false);
+        }
+        let shared = LockGuard::shared_db(&database.fence, Duration::ZERO)?;
+        let write = match self.shm() {
+            Some(shm) => locks::try_lock(&shm.link.fence, locks::WRITE, LockKind::Exclusive)?,
+            None => true,
+        };
+        if let (Some(shared), true) = (shared, write) {
+            shared.keep();
+            return Ok(true);
+        }
+        self.release_fence()?;
+        Ok(false)
+    }
+
+    /// The thread that waits for running transactions; woken by the kernel when they end.
+    fn close_fence(self: Arc<Self>) {
+        let result = self.take_fence_waiting();
+        {
+            let mut reasons = self.fence.reasons.lock();
+            reasons.closing = false;
+            if result.is_ok() && reasons.closed() {
+                self.fence.held.store(true, Ordering::Release);
+            } else if let Err(error) = self.release_fence() {
+                tracing::error!(database = %self.name, %error, "give fence locks back");
+            }
+            self.fence.changed.notify_all();
+        }
+        if let Err(error) = result {
+            tracing::error!(database = %self.name, %error, "close the fence");
+            return;
+        }
+        // What the last transaction wrote, and a shm that appeared while we waited.
+        let caught_up = self.capture_everything().and_then(|_| match self.shm() {
+            Some(shm) if self.is_fenced() => self.fence_new_shm(&shm),
+            _ => Ok(()),
+        });
+        self.note_outcome("capture behind the fence", caught_up.as_ref().err());
+    }
+
+    fn take_fence_waiting(&self) -> io::Result<()> {
+        let database = self.database_link()?;
+        let wait = |file: &_, bytes: LockBytes, kind| locks::lock_blocking(file, bytes, kind);
+        wait(&database.fence, locks::RESERVED, LockKind::Exclusive)?;
+        wait(&database.fence, locks::PENDING, LockKind::Shared)?;
+        let shared = wait(&database.fence, locks::SHARED, LockKind::Shared);
+        locks::unlock(&database.fence, locks::PENDING)?;
+        shared?;
+        match self.shm() {
+            Some(shm) => wait(&shm.link.fence, locks::WRITE, LockKind::Exclusive),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives all fence locks back.
+    fn release_fence(&self) -> io::Result<()> {
+        self.fence.held.store(false, Ordering::Release);
+        let (database, shm) = {
+            let links = self.links.lock();
+            (links.database.clone(), links.shm.clone())
+        };
+        if let Some(shm) = shm {
+            locks::unlock(&shm.link.fence, locks::WRITE)?;
+        }
+        if let Some(database) = database {
+            locks::unlock(&database.fence, locks::SHARED)?;
+            locks::unlock(&database.fence, locks::RESERVED)?;
+        }
+        Ok(())
+    }
+
+    /// The locks went with the inodes: a new file of that name is fenced when it is opened.
+    pub(crate) fn fence_lost(&self) {
+        self.fence.held.store(false, Ordering::Release);
+    }
+
+    /// A shm appeared. With the fence closed its WRITE belongs to us; and as no client can rebuild the index without it, we do.
+    ///
+    /// # Errors
+    /// `TimedOut` when somebody keeps WRITE; rebuilding.
+    pub(crate) fn fence_new_shm(&self, shm: &ShmLink) -> io::Result<()> {
+        if !self.fence.reasons.lock().closed() {
+            return Ok(());
+        }
+        if !locks::lock_within(&shm.link.fence, locks::WRITE, LockKind::Exclusive, NEW_SHM_WAIT)? {
+            return Err(timed_out());
+        }
+        if shm.index.read_header()?.is_none() {
+            self.rebuild_index(shm)?;
+        }
+        Ok(())
+    }
+
+    /// Rebuilds an index that is missing or damaged, as a client's recovery would. The caller holds WRITE on the fence.
+    ///
+    /// # Errors
+    /// `WouldBlock` when others hold CKPT or RECOVER; reading the WAL, growing the index.
+    pub(crate) fn rebuild_index(&self, shm: &ShmLink) -> io::Result<()> {
+        if !shm.take_checkpoints()? {
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, "a client holds the checkpoint lock"));
+        }
+        let wal = match self.files.wal()? {
+            Some(wal) => wal,
+            None => Arc::new(os::open_or_create("wal.create", &self.files.path(FileKind::Wal))?),
+        };
+        shm.index.recover(&wal, &shm.link.action)?;
+        Ok(())
+    }
+}
+
+/// HALT, and positions that are up to date.
+impl Database {
+    /// Captures what is committed already, then answers. Blocking (microseconds when nothing is new).
+    ///
+    /// # Errors
+    /// Capture failed; or this is a primary whose lease does not cover this instant (`PermissionDenied`).
+    pub fn position_now(&self) -> io::Result<Pos> {
+        if !self.shared.is_replica() && !self.shared.may_commit() {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the lease has run out"));
+        }
+        self.capture_everything()
+    }
+
+    /// Captures whatever is committed, in whichever mode.
+    ///
+    /// # Errors
+    /// Reading the WAL or database, writing the log.
+    pub(crate) fn capture_everything(&self) -> io::Result<Pos> {
+        let mut state = self.capture.lock();
+        if self.is_live() {
+            self.capture_pending(&mut state)?;
+        }
+        Ok(state.pos)
+    }
+
+    /// As [`Self::capture_everything`], for who holds the capture lock.
+    pub(crate) fn capture_pending(&self, state: &mut CaptureState) -> io::Result<()> {
+        self.capture_barrier(state)?;
+        self.capture_unjournaled(state, Moment::Sweep)
+    }
+
+    /// Primary: nobody writes here until [`Database::unhalt`] (a remote node holds the HALT lock). Waits at most `wait` for
+    /// writers.
+    ///
+    /// # Errors
+    /// `TimedOut` (then nothing is halted); locking; capture.
+    pub fn halt(self: &Arc<Self>, wait: Duration) -> io::Result<Pos> {
+        self.fence.reasons.lock().halted = true;
+        let halted = self.reconcile_fence().and_then(|()| self.wait_fenced(Instant::now() + wait));
+        if let Err(error) = halted {
+            self.unhalt();
+            return Err(error);
+        }
+        Ok(self.pos())
+    }
+
+    /// Lets clients write again.
+    pub fn unhalt(self: &Arc<Self>) {
+        self.fence.reasons.lock().halted = false;
+        let result = self.reconcile_fence();
+        self.note_outcome("open the fence", result.as_ref().err());
+    }
+
+    /// Replica holding the primary's HALT lock: lets local clients write although the mode is `Replica`;
+    /// `false` closes it again and returns when everything written is captured.
+    ///
+    /// # Errors
+    /// `TimedOut`, after 10 s, when a write transaction goes on; locking; capture.
+    pub fn set_local_writes(self: &Arc<Self>, allowed: bool) -> io::Result<Pos> {
+        self.fence.reasons.lock().local_writes = allowed;
+        self.reconcile_fence()?;
+        self.wait_fenced(Instant::now() + LOCAL_WRITES_WAIT)?;
+        Ok(self.pos())
+    }
+}

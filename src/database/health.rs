@@ -1,0 +1,41 @@
+//! A database's health: what an operator sees in `/info`, metrics and the log.
+
+use super::{Database, Health};
+
+impl Database {
+    /// Notes how an operation that is retried went: its failure degrades the database, its next success ends that. Each
+    /// change is logged once.
+    pub(crate) fn note_outcome(&self, operation: &'static str, error: Option<&std::io::Error>) {
+        let mut health = self.health.lock();
+        match (&*health, error) {
+            (Health::Ok, None) | (Health::Broken(_), _) => {}
+            (Health::Degraded(reason), None) => {
+                if reason.starts_with(operation) {
+                    tracing::info!(database = %self.name, operation, "works again");
+                    *health = Health::Ok;
+                }
+            }
+            (Health::Ok, Some(error)) => {
+                let remedy = match error.raw_os_error() {
+                    Some(libc::ENOSPC | libc::EDQUOT) => "free disk space under data.dir",
+                    Some(libc::EIO) => "check the disk under data.dir",
+                    _ => "it is retried",
+                };
+                tracing::error!(database = %self.name, operation, %error, remedy, "database degraded");
+                *health = Health::Degraded(format!("{operation}: {error}; {remedy}"));
+            }
+            (Health::Degraded(_), Some(_)) => {}
+        }
+    }
+
+    /// The database cannot be served; see [`Health::Broken`].
+    pub(crate) fn set_broken(&self, reason: String) {
+        tracing::error!(database = %self.name, reason, "database broken; not served");
+        *self.health.lock() = Health::Broken(reason);
+    }
+
+    /// Serving again: a snapshot or an import replaced everything.
+    pub(crate) fn set_healthy(&self) {
+        *self.health.lock() = Health::Ok;
+    }
+}

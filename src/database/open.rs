@@ -1,0 +1,102 @@
+//! A database's life: opening at start, creation, deletion, clean stop.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use super::fence::Fence;
+use super::log::Log;
+use super::recover::recover;
+use super::{CaptureState, Database, Files, Health, Links};
+use crate::kernel::FileKind;
+use crate::positions::Positions;
+use crate::store::Shared;
+use crate::{DbName, Pos};
+
+impl Database {
+    /// Opens what lies in `dir` and recovers it. Only a log that cannot be opened at all is an error; whatever else is
+    /// wrong with a database is its health.
+    ///
+    /// # Errors
+    /// The log's folder.
+    pub(crate) fn open(name: DbName, shared: Arc<Shared>, dir: PathBuf) -> io::Result<Arc<Self>> {
+        let files = Files::new(dir, shared.layout);
+        let (log, opened) = Log::open(files.dir())?;
+        tracing::debug!(database = %name, ?opened, pos = %log.last_pos(), "log opened");
+        let mut state = CaptureState { pos: log.last_pos(), ..CaptureState::default() };
+        let health = match recover(&files, &log, &shared) {
+            Ok(recovered) => {
+                state.pos = recovered.pos;
+                state.page_size = recovered.page_size;
+                state.checksums = recovered.checksums;
+                recovered.health
+            }
+            Err(error) => Health::Broken(format!("recovery: {error}")),
+        };
+        if let Health::Broken(reason) = &health {
+            tracing::error!(database = %name, reason, "database broken; not served");
+        }
+        let live = files.exists(FileKind::Database);
+        Ok(Arc::new(Self {
+            metrics: shared.metrics.database(&name),
+            name,
+            shared,
+            files,
+            log: Arc::new(log),
+            action: Mutex::default(),
+            positions: Positions::new(state.pos),
+            capture: Mutex::new(state),
+            links: Mutex::new(Links::default()),
+            fence: Fence::default(),
+            health: Mutex::new(health),
+            live: AtomicBool::new(live),
+        }))
+    }
+
+    /// The database file exists from now on (empty, if it did not).
+    ///
+    /// # Errors
+    /// Creating it; closing the fence on it.
+    pub(crate) fn bring_to_life(self: &Arc<Self>, replica: bool) -> io::Result<()> {
+        if self.is_live() {
+            return Ok(());
+        }
+        self.files.database()?;
+        self.live.store(true, Ordering::Release);
+        // The mount answers its client only after this; the fence itself joins at the first open.
+        self.note_replica(replica);
+        Ok(())
+    }
+
+    /// Removes the database as the primary did (a deletion record is an ordinary LTX file with commit = 0; this is frame
+    /// type 4, which names no position: the log is forgotten as well).
+    ///
+    /// # Errors
+    /// Removing files.
+    pub fn drop_local(&self) -> io::Result<()> {
+        let _action = self.action.lock();
+        {
+            let mut state = self.capture.lock();
+            self.remove_files(&mut state)?;
+            self.log.truncate_after(crate::Txid::ZERO)?;
+            state.pos = Pos::ZERO;
+            self.publish(&state, super::now_ms());
+        }
+        if let Some(kernel) = self.shared.kernel() {
+            kernel.invalidate(&self.name, FileKind::Database, 0);
+            kernel.invalidate_entry(&self.name, FileKind::Database);
+        }
+        Ok(())
+    }
+
+    /// Clean stop: captures what is left and makes the log durable.
+    pub(crate) fn close(&self) {
+        let result = self.capture_everything().and_then(|_| self.sync_log());
+        if let Err(error) = result {
+            tracing::error!(database = %self.name, %error, "capture before the stop; the next start does it");
+        }
+    }
+}

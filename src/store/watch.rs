@@ -1,0 +1,186 @@
+//! The watcher thread: notices commits in WAL mode, which make no request to us, and captures them (ENGINE "Wake-ups").
+//!
+//! inotify on the backing WAL files leaves idle; it fires before the wal-index says "committed", so the watcher lingers and
+//! looks again, at growing distances. A sweep now and then is for whatever makes no event.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use inotify::{Inotify, WatchDescriptor, WatchMask};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::Store;
+use crate::database::{CHECKPOINT_FRAMES, Database};
+use crate::kernel::FileKind;
+use crate::store::Notice;
+
+/// How often every database is looked at, events or not.
+const SWEEP: Duration = Duration::from_millis(100);
+/// The same without inotify (its instances or watches are used up).
+const SWEEP_WITHOUT_EVENTS: Duration = Duration::from_millis(2);
+/// First distance between two looks at an active database.
+const LOOK: Duration = Duration::from_micros(20);
+/// Looks, each twice as far from the one before, until a database counts as idle.
+const LOOKS: u32 = 6;
+/// How far a database that only ever wakes us for nothing (a transaction that spills for minutes) slows its looks.
+const FRUITLESS_MAX: u32 = 6;
+
+/// A database that was written to a moment ago.
+struct Active {
+    database: Arc<Database>,
+    since: Instant,
+    /// Looks without a find since the last one.
+    looks: u32,
+    /// Wake-ups in a row that found nothing at all.
+    fruitless: u32,
+}
+
+/// The state of the thread.
+pub(super) struct Watcher {
+    store: std::sync::Weak<Store>,
+    inotify: Option<Inotify>,
+    watched: HashMap<WatchDescriptor, Arc<Database>>,
+    active: Vec<Active>,
+    /// See [`Active::fruitless`], of databases that are idle now.
+    fruitless: HashMap<crate::DbName, u32>,
+}
+
+impl Watcher {
+    pub(super) fn new(store: std::sync::Weak<Store>) -> Self {
+        let inotify = Inotify::init()
+            .map_err(|error| tracing::warn!(%error, "inotify is not available; looking for commits by polling"))
+            .ok();
+        Self { store, inotify, watched: HashMap::new(), active: Vec::new(), fruitless: HashMap::new() }
+    }
+
+    pub(super) fn run(mut self) {
+        let mut swept = Instant::now();
+        loop {
+            // Upgraded for one round only: the thread must not keep the store alive.
+            let Some(store) = self.store.upgrade() else { return };
+            if store.shared.signals.is_stopping() {
+                return;
+            }
+            for name in store.shared.signals.take_woken() {
+                if let Some(database) = store.database_or_dropped(name.as_str()) {
+                    self.activate(database);
+                }
+            }
+            self.read_events();
+            let sweep = if self.inotify.is_some() { SWEEP } else { SWEEP_WITHOUT_EVENTS };
+            if swept.elapsed() >= sweep {
+                swept = Instant::now();
+                self.sweep(&store);
+            }
+            self.look();
+            let wait = self.wait().unwrap_or_else(|| sweep.saturating_sub(swept.elapsed()));
+            let shared = store.shared.clone();
+            drop(store);
+            self.sleep(&shared.signals.wake, wait);
+        }
+    }
+
+    /// How long until the next look at an active database.
+    fn wait(&self) -> Option<Duration> {
+        self.active.iter().map(|active| LOOK * (1 << (active.looks + active.fruitless))).min()
+    }
+
+    /// Sleeps; events end an idle sleep, while active ones are looked at on time anyway.
+    fn sleep(&self, wake: &impl AsFd, wait: Duration) {
+        let timeout = Timespec::try_from(wait).ok();
+        let mut fds = vec![PollFd::new(wake, PollFlags::IN)];
+        if let (Some(inotify), true) = (&self.inotify, self.active.is_empty()) {
+            fds.push(PollFd::new(inotify, PollFlags::IN));
+        }
+        // Interrupted or timed out: the loop looks at everything either way.
+        let _ = poll(&mut fds, timeout.as_ref());
+    }
+
+    fn read_events(&mut self) {
+        let Some(inotify) = &mut self.inotify else { return };
+        let mut buffer = [0; 4096];
+        let mut written = Vec::new();
+        // An error is "nothing there"; were it another one, the sweep is still there.
+        if let Ok(events) = inotify.read_events(&mut buffer) {
+            for event in events {
+                let Some(database) = self.watched.get(&event.wd) else { continue };
+                if event.name.is_some_and(|name| is_wal(database, name)) {
+                    written.push(database.clone());
+                }
+            }
+        }
+        for database in written {
+            self.activate(database);
+        }
+    }
+
+    fn activate(&mut self, database: Arc<Database>) {
+        if let Some(active) = self.active.iter_mut().find(|active| Arc::ptr_eq(&active.database, &database)) {
+            if active.looks > 1 {
+                active.looks = 1;
+            }
+            return;
+        }
+        let fruitless = self.fruitless.remove(database.name()).unwrap_or(0);
+        self.active.push(Active { database, since: Instant::now(), looks: 0, fruitless });
+    }
+
+    /// Looks at the active databases; forgets those where nothing happens.
+    fn look(&mut self) {
+        for active in &mut self.active {
+            if active.database.look_for_commits() {
+                active.database.shared.metrics.captured(active.since.elapsed().as_secs_f64());
+                active.looks = 0;
+                active.fruitless = 0;
+                if active.database.checkpoint_backlog() >= CHECKPOINT_FRAMES {
+                    active.database.shared.notify(Notice::Checkpoint(active.database.name().clone()));
+                }
+            } else {
+                active.looks += 1;
+            }
+            active.since = Instant::now();
+        }
+        let fruitless = &mut self.fruitless;
+        self.active.retain(|active| {
+            let keep = active.looks < LOOKS;
+            if !keep {
+                fruitless.insert(active.database.name().clone(), (active.fruitless + 1).min(FRUITLESS_MAX));
+            }
+            keep
+        });
+    }
+
+    /// Watches new databases, forgets deleted ones, looks at all.
+    fn sweep(&mut self, store: &Store) {
+        let databases = store.all_databases();
+        if let Some(inotify) = &mut self.inotify {
+            for database in &databases {
+                if self.watched.values().any(|watched| Arc::ptr_eq(watched, database)) {
+                    continue;
+                }
+                match inotify.watches().add(database.files.dir(), WatchMask::MODIFY) {
+                    Ok(watch) => {
+                        self.watched.insert(watch, database.clone());
+                    }
+                    Err(error) => {
+                        tracing::warn!(database = %database.name(), %error, "watch its folder; looking for commits by polling");
+                        self.inotify = None;
+                        break;
+                    }
+                }
+            }
+        }
+        for database in databases {
+            if database.look_for_commits() {
+                self.activate(database);
+            }
+        }
+    }
+}
+
+fn is_wal(database: &Database, name: &OsStr) -> bool {
+    database.files.path(FileKind::Wal).file_name() == Some(name)
+}
