@@ -43,6 +43,7 @@ impl Database {
     /// # Errors
     /// The write, or the capture of the transaction it commits: SQLite then rolls back.
     pub fn journal_write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.metrics.journal_writes.inc();
         let file = self.files.journal(false)?;
         if offset > 0 {
             return os::write_all_at("journal.write", &file, data, offset);
