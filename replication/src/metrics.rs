@@ -115,21 +115,13 @@ impl Collector for NodeState {
         let primary = self.role.is_primary();
         let lag_seconds = if primary { 0.0 } else { self.lag.ms() as f64 / 1e3 };
         let positions = self.store.positions();
-        let databases = self.store.databases();
         let mut gauge = |name: &str, help: &str, value: f64| {
             let value = ConstGauge::new(value);
             value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)
         };
-        gauge("litefs_db_count", "Databases", databases.len() as f64)?;
         gauge("litefs_is_primary", "1 on the primary", f64::from(u8::from(primary)))?;
         gauge("litefs_subscriber_count", "Connected replicas", self.subscribers.count() as f64)?;
         gauge("litefs_lag_seconds", "Behind the primary", lag_seconds)?;
-        let txid = ConstGauge::new(0_u64);
-        let mut family = encoder.encode_descriptor("litefs_db_txid", "Last transaction", None, txid.metric_type())?;
-        for (name, pos) in &positions {
-            let value = ConstGauge::new(pos.txid.0);
-            value.encode(family.encode_family(&[("db", name.as_str())])?)?;
-        }
         let lag = ConstGauge::new(lag_seconds);
         let mut family =
             encoder.encode_descriptor("litefs_db_lag_seconds", "Behind the primary", None, lag.metric_type())?;
