@@ -66,7 +66,7 @@ pub struct NodeParts {
     pub fence: Arc<FenceCell>,
     /// Where the API listens ([`api::listen`]).
     pub listener: TcpListener,
-    /// Metrics of the other crates; the node adds its own.
+    /// Metrics of mount, proxy and supervisor; the node adds its own and the store's.
     pub registry: Registry,
     /// More members for `/info` (passthrough, ...).
     pub info: InfoExtra,
@@ -114,6 +114,7 @@ impl Node {
         let NodeParts { store, leaser, fence, listener, mut registry, info, shutdown } = parts;
         let address = listener.local_addr()?;
         let spool_dir = api::spool::prepare(&store.config().data_dir).await?;
+        store.register_metrics(&mut registry);
         let metrics = Arc::new(Metrics::register(&mut registry));
         let (lag, problems) = (Arc::new(Lag::default()), Arc::new(Problems::default()));
         let (subscribers, resync) = (Subscribers::default(), Arc::new(Notify::new()));

@@ -219,7 +219,9 @@ impl Store {
         self.database_or_dropped(name).filter(|database| database.is_live())
     }
 
-    pub(crate) fn database_or_dropped(&self, name: &str) -> Option<Arc<Database>> {
+    /// A database, live or dropped: the log of a dropped one still tells replicas of the deletion.
+    #[must_use]
+    pub fn database_or_dropped(&self, name: &str) -> Option<Arc<Database>> {
         self.databases.read().get(name).cloned()
     }
 

@@ -52,6 +52,18 @@ pub enum HaltError {
     Lost(String),
 }
 
+/// As the mount answers it: `EAGAIN`, `ENOENT`, else `EIO`.
+impl From<HaltError> for io::Error {
+    fn from(error: HaltError) -> Self {
+        let kind = match &error {
+            HaltError::Busy | HaltError::BusyHere => io::ErrorKind::WouldBlock,
+            HaltError::UnknownDatabase => io::ErrorKind::NotFound,
+            _ => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}
+
 #[derive(Debug)]
 enum Lock {
     /// This node was the primary: clients write anyway.

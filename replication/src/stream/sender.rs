@@ -191,7 +191,7 @@ impl Sender {
     }
 
     async fn send_database(&mut self, name: DbName, state: &mut State) -> Result<(), SendError> {
-        let Some(db) = self.store.database(name.as_str()) else { return Ok(()) };
+        let Some(db) = self.store.database_or_dropped(name.as_str()) else { return Ok(()) };
         let from = self.sent.get(&name).copied().unwrap_or_default();
         if db.pos() == from {
             return Ok(());
@@ -219,7 +219,9 @@ impl Sender {
         match job.await.unwrap_or_else(|panic| Err(std::io::Error::other(panic.to_string()))) {
             Ok(reached) => {
                 self.sent.insert(name.clone(), reached);
-                if self.store.database(name.as_str()).is_some_and(|db| db.pos() != reached) && reached != from {
+                if self.store.database_or_dropped(name.as_str()).is_some_and(|db| db.pos() != reached)
+                    && reached != from
+                {
                     state.dirty.insert(name);
                 }
                 Ok(())
