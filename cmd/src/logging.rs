@@ -13,10 +13,13 @@ use crate::trace_file::TraceFile;
 type BoxLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
 /// Sends log lines to standard error as `log.*` says, and everything at debug level to the trace file and, with
-/// `trace_to_stdout`, to standard output. Called once.
-pub fn init(log: &Log, trace: Option<&Tracing>, trace_to_stdout: bool) {
-    let level = if log.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
-    let mut layers: Vec<BoxLayer> = vec![log_layer(log).with_filter(ours(level)).boxed()];
+/// `trace_to_stdout`, to standard output. `fuse_debug`: every request of the file system as well. Called once.
+pub fn init(log: &Log, trace: Option<&Tracing>, trace_to_stdout: bool, fuse_debug: bool) {
+    let mut lines = ours(if log.debug { LevelFilter::DEBUG } else { LevelFilter::INFO });
+    if fuse_debug {
+        lines = lines.with_target("litefs_fuse", LevelFilter::TRACE);
+    }
+    let mut layers: Vec<BoxLayer> = vec![log_layer(log).with_filter(lines).boxed()];
     if trace_to_stdout {
         let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::io::stdout);
         layers.push(layer.with_filter(ours(LevelFilter::DEBUG)).boxed());

@@ -1,8 +1,6 @@
 //! The litefs command.
 
-// The wiring that uses the rest follows.
-#![allow(dead_code)]
-
+mod channel;
 mod cli;
 mod client;
 mod config;
@@ -13,6 +11,7 @@ mod run;
 mod trace_file;
 mod transfer;
 mod version;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -27,7 +26,7 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Command::Mount(args) => mount::run(&args),
-        Command::Worker(args) => mount::worker::run(&args),
+        Command::Worker(args) => worker::run(&args),
         Command::Version => {
             println!("{}", version::text());
             ExitCode::SUCCESS

@@ -53,6 +53,16 @@ pub fn free_port() -> u16 {
     panic!("no free port between 12000 and 32000")
 }
 
+/// How the node learns its directories.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Start {
+    /// A configuration file.
+    #[default]
+    File,
+    /// Flags only, and no file anywhere.
+    Flags,
+}
+
 /// What a test wants of a node beside the defaults.
 #[derive(Debug, Clone, Default)]
 pub struct NodeConfig {
@@ -62,6 +72,8 @@ pub struct NodeConfig {
     pub extra: String,
     /// More lines of the `data:` section, indented by two.
     pub data: String,
+    /// A file, or flags.
+    pub start: Start,
     /// Arguments behind `litefs mount -config …`.
     pub args: Vec<String>,
     /// Environment variables.
@@ -74,6 +86,7 @@ pub struct Node {
     folder: TempDir,
     config: NodeConfig,
     port: u16,
+    data: PathBuf,
     child: Option<Child>,
     starts: u32,
 }
@@ -116,7 +129,9 @@ impl Node {
     #[must_use]
     pub fn new(config: NodeConfig) -> Self {
         let folder = tempfile::Builder::new().prefix("litefs-e2e-").tempdir();
-        Self { folder: folder.expect("create a folder"), config, port: free_port(), child: None, starts: 0 }
+        let folder = folder.expect("create a folder");
+        let data = folder.path().join("data");
+        Self { folder, data, config, port: free_port(), child: None, starts: 0 }
     }
 
     /// The folder of this node.
@@ -140,7 +155,17 @@ impl Node {
     /// The data directory.
     #[must_use]
     pub fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.data.clone()
+    }
+
+    /// Uses the data directory of another node.
+    pub fn use_data_of(&mut self, other: &Self) {
+        self.data = other.data();
+    }
+
+    /// Uses this port for the API.
+    pub fn use_port(&mut self, port: u16) {
+        self.port = port;
     }
 
     /// The API's URL.
@@ -194,13 +219,20 @@ impl Node {
     }
 
     fn try_launch(&mut self) -> std::io::Result<Child> {
-        let config = self.folder.path().join("litefs.yml");
-        fs::write(&config, self.config_text())?;
         self.starts += 1;
         let mut log = File::options().create(true).append(true).open(self.log_path())?;
         std::io::Write::write_all(&mut log, start_mark(self.starts).as_bytes())?;
         let mut command = Command::new(binary());
-        command.arg("mount").arg("-config").arg(config).args(&self.config.args);
+        command.arg("mount");
+        if self.config.start == Start::File {
+            let config = self.folder.path().join("litefs.yml");
+            fs::write(&config, self.config_text())?;
+            command.arg("-config").arg(config);
+        } else {
+            command.arg("-fuse.dir").arg(self.mount()).arg("-data.dir").arg(self.data());
+            command.arg(format!("-http.addr=127.0.0.1:{}", self.port)).env("HOME", self.folder.path());
+        }
+        command.args(&self.config.args);
         command.envs(self.config.env.iter().map(|(name, value)| (name, value)));
         command.current_dir(self.folder.path()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         // SAFETY: one system call between fork and exec. Under nohup signals are ignored, and children inherit that.

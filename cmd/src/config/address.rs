@@ -1,8 +1,6 @@
 //! Addresses to listen on, as Go writes them: `:20202` is every interface.
 
 use std::fmt;
-use std::io;
-use std::net::{TcpListener, ToSocketAddrs};
 use std::str::FromStr;
 
 /// Where to listen: `host:port` or `:port`. Port 0: any free one.
@@ -12,25 +10,6 @@ pub struct ListenAddr {
     host: String,
     /// The port.
     pub port: u16,
-}
-
-impl ListenAddr {
-    /// Opens the listening socket.
-    ///
-    /// # Errors
-    /// The name does not resolve, or the address cannot be bound.
-    pub fn bind(&self) -> io::Result<TcpListener> {
-        if !self.host.is_empty() {
-            let addrs = (self.host.as_str(), self.port).to_socket_addrs()?.collect::<Vec<_>>();
-            return TcpListener::bind(addrs.as_slice());
-        }
-        // Dual-stack where the machine has IPv6; the second address is the one of machines without.
-        match TcpListener::bind(("::", self.port)) {
-            Ok(listener) => Ok(listener),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(error),
-            Err(_) => TcpListener::bind(("0.0.0.0", self.port)),
-        }
-    }
 }
 
 impl FromStr for ListenAddr {
@@ -74,11 +53,5 @@ mod tests {
         for text in ["", "20202", "host", ":x", ":70000", "::1:80", "http://a:1", "[::1:80"] {
             assert!(text.parse::<ListenAddr>().is_err(), "{text:?}");
         }
-    }
-
-    #[test]
-    fn port_zero_binds_any_free_port() {
-        let addr: ListenAddr = ":0".parse().expect("address");
-        assert_ne!(addr.bind().expect("bind").local_addr().expect("address").port(), 0);
     }
 }

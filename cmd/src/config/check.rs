@@ -1,14 +1,14 @@
 //! Defaults (COMPAT §6) and every rule a configuration must obey.
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use litefs_lease::{Timing, takeover::takeover_after};
+use litefs_proxy::{ProxyConfig, ProxySettings};
+
 use super::file::{self, File};
 use super::values::GoDuration;
-use super::{
-    Config, Consul, Data, ForwardMode, Fuse, Http, Lease, LeaseType, ListenAddr, Log, LogFormat, Proxy, Tracing,
-};
+use super::{Config, Consul, Data, Fuse, Http, Lease, LeaseType, ListenAddr, Log, LogFormat, Tracing};
 
 /// A key (dotted) and what is wrong with it.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub fn resolve(file: File, source: Option<&Path>) -> Checked<Config> {
         return problem("data.dir", "must not lie under fuse.dir");
     }
     let http = http(file.http.unwrap_or_default(), data.retention)?;
-    let lease = lease(file.lease.unwrap_or_default(), &http.addr)?;
+    let lease = lease(file.lease.unwrap_or_default())?;
     let backup = file.backup.unwrap_or_default();
     if let Some(kind) = backup.r#type.as_deref().filter(|kind| !matches!(*kind, "" | "file" | "litefs-cloud")) {
         return problem("backup.type", format!("{kind:?} is neither file nor litefs-cloud"));
@@ -138,7 +138,7 @@ fn url(key: &'static str, text: &str) -> Checked<()> {
     }
 }
 
-fn lease(file: file::Lease, http: &ListenAddr) -> Checked<Lease> {
+fn lease(file: file::Lease) -> Checked<Lease> {
     let kind = match file.r#type.as_deref() {
         Some("static") => LeaseType::Static,
         Some("consul") => LeaseType::Consul,
@@ -162,12 +162,12 @@ fn lease(file: file::Lease, http: &ListenAddr) -> Checked<Lease> {
     let advertise_url = match file.advertise_url.filter(|url| !url.is_empty()) {
         Some(text) => {
             url("lease.advertise-url", &text)?;
-            text.trim_end_matches('/').to_owned()
+            Some(text.trim_end_matches('/').to_owned())
         }
         None if kind == LeaseType::Static && !candidate => {
             return problem("lease.advertise-url", "is required on a static replica: the primary's URL");
         }
-        None => format!("http://{hostname}:{}", http.port),
+        None => None,
     };
     Ok(Lease {
         consul: consul(file.consul.unwrap_or_default(), kind)?,
@@ -183,15 +183,20 @@ fn lease(file: file::Lease, http: &ListenAddr) -> Checked<Lease> {
 }
 
 fn consul(file: file::Consul, kind: LeaseType) -> Checked<Consul> {
+    let default = Timing::default();
+    let fence_after = duration(file.heartbeat_timeout, default.fence_after);
+    let timing = Timing {
+        heartbeat: duration(file.heartbeat_interval, default.heartbeat),
+        fence_after,
+        // Whoever changes T1 only gets a T2 that fits.
+        takeover_after: duration(file.takeover_timeout, default.takeover_after.max(takeover_after(fence_after))),
+    };
     let consul = Consul {
         url: file.url.unwrap_or_default(),
         key: file.key.unwrap_or_default(),
         ttl: duration(file.ttl, 10 * SECOND),
         lock_delay: duration(file.lock_delay, SECOND),
-        heartbeat: file.heartbeat.unwrap_or(true),
-        heartbeat_interval: positive("lease.consul.heartbeat-interval", file.heartbeat_interval, SECOND)?,
-        heartbeat_timeout: duration(file.heartbeat_timeout, 3 * SECOND),
-        takeover_timeout: duration(file.takeover_timeout, 5 * SECOND),
+        timing: file.heartbeat.unwrap_or(true).then_some(timing),
     };
     if kind != LeaseType::Consul {
         return Ok(consul);
@@ -209,96 +214,44 @@ fn consul(file: file::Consul, kind: LeaseType) -> Checked<Consul> {
     if !(10 * SECOND..=86_400 * SECOND).contains(&consul.ttl) {
         return problem("lease.consul.ttl", "Consul accepts 10s to 24h");
     }
-    if consul.heartbeat_timeout <= consul.heartbeat_interval {
-        return problem("lease.consul.heartbeat-timeout", "must be longer than heartbeat-interval");
-    }
-    if consul.takeover_timeout <= consul.heartbeat_timeout {
-        return problem("lease.consul.takeover-timeout", "must be longer than heartbeat-timeout");
+    if let Some(Err(message)) = consul.timing.map(|timing| timing.check(consul.ttl)) {
+        return problem("lease.consul.heartbeat-timeout", message);
     }
     Ok(consul)
 }
 
-fn proxy(file: file::Proxy, lease: &Lease) -> Checked<Option<Proxy>> {
-    let forward_mode = match file.forward_mode.as_deref() {
-        None | Some("" | "auto") => ForwardMode::Auto,
-        Some("fly-replay") => ForwardMode::FlyReplay,
-        Some("http") => ForwardMode::Http,
-        Some("redirect") => ForwardMode::Redirect,
-        Some(other) => {
-            return problem("proxy.forward-mode", format!("{other:?} is none of auto, fly-replay, http, redirect"));
-        }
-    };
+/// The proxy's own rules are in its crate.
+fn proxy(file: file::Proxy, lease: &Lease) -> Checked<Option<ProxyConfig>> {
     let Some(target) = file.target.filter(|target| !target.is_empty()) else { return Ok(None) };
-    proxy_target(&target)?;
-    let databases = file.db.unwrap_or_default().0;
-    if databases.iter().all(String::is_empty) {
-        return problem("proxy.db", "is required: the database whose position the cookie tracks");
-    }
-    for name in &databases {
-        if let Err(error) = name.parse::<litefs::DbName>() {
-            return problem("proxy.db", format!("{name:?}: {error}"));
-        }
-    }
-    let Some(addr) = file.addr.filter(|addr| !addr.is_empty()) else {
-        return problem("proxy.addr", "is required with proxy.target");
-    };
-    let addr = address("proxy.addr", &addr)?;
-    let advertise_url = match file.advertise_url.filter(|url| !url.is_empty()) {
-        Some(text) => {
-            url("proxy.advertise-url", &text)?;
-            text.trim_end_matches('/').to_owned()
-        }
-        None => format!("http://{}:{}", lease.hostname, addr.port),
-    };
-    let trusted_proxies = file.trusted_proxies.unwrap_or_default();
-    if let Some(bad) = trusted_proxies.iter().find(|net| !is_network(net)) {
-        return problem("proxy.trusted-proxies", format!("{bad:?} is not an address or network such as 10.0.0.0/8"));
-    }
-    Ok(Some(Proxy {
-        addr,
+    let default = ProxySettings::default();
+    let settings = ProxySettings {
+        addr: file.addr.unwrap_or_default(),
         target,
-        databases,
-        max_lag: duration(file.max_lag, 10 * SECOND),
-        debug: file.debug.unwrap_or(false),
-        passthrough: globs("proxy.passthrough", file.passthrough)?,
-        always_forward: globs("proxy.always-forward", file.always_forward)?,
-        primary_redirect_timeout: duration(file.primary_redirect_timeout, 5 * SECOND),
-        read_timeout: duration(file.read_timeout, Duration::ZERO),
-        read_header_timeout: duration(file.read_header_timeout, 10 * SECOND),
-        write_timeout: duration(file.write_timeout, Duration::ZERO),
-        idle_timeout: duration(file.idle_timeout, 30 * SECOND),
-        forward_mode,
-        advertise_url,
-        replica_wait: duration(file.replica_wait, SECOND),
-        trusted_proxies,
-        replay_body_bytes_max: file.replay_body_max.map_or(1 << 20, |size| size.0),
-        drain_timeout: duration(file.drain_timeout, 10 * SECOND),
-    }))
-}
-
-/// `host:port`, with or without `http://`.
-fn proxy_target(target: &str) -> Checked<()> {
-    let bare = target.strip_prefix("http://").unwrap_or(target).trim_end_matches('/');
-    match bare.parse::<ListenAddr>() {
-        Ok(addr) if addr.port != 0 => Ok(()),
-        _ => problem("proxy.target", format!("{target:?} is not an address such as localhost:8080")),
-    }
-}
-
-/// Path globs: `*` is the only wildcard (COMPAT §6).
-fn globs(key: &'static str, globs: Option<Vec<String>>) -> Checked<Vec<String>> {
-    let globs = globs.unwrap_or_default();
-    match globs.iter().find(|glob| !glob.starts_with(['/', '*']) || glob.chars().any(char::is_control)) {
-        Some(bad) => problem(key, format!("{bad:?} must start with / or *")),
-        None => Ok(globs),
-    }
-}
-
-fn is_network(text: &str) -> bool {
-    let (ip, bits) = text.split_once('/').map_or((text, None), |(ip, bits)| (ip, Some(bits)));
-    let Ok(ip) = ip.parse::<IpAddr>() else { return false };
-    let bits_max = if ip.is_ipv4() { 32 } else { 128 };
-    bits.is_none_or(|bits| bits.parse::<u8>().is_ok_and(|bits| bits <= bits_max))
+        db: file.db.unwrap_or_default().0.into_iter().filter(|name| !name.is_empty()).collect(),
+        max_lag: duration(file.max_lag, default.max_lag),
+        debug: file.debug.unwrap_or(default.debug),
+        passthrough: file.passthrough.unwrap_or_default(),
+        always_forward: file.always_forward.unwrap_or_default(),
+        primary_redirect_timeout: duration(file.primary_redirect_timeout, default.primary_redirect_timeout),
+        read_timeout: duration(file.read_timeout, default.read_timeout),
+        read_header_timeout: duration(file.read_header_timeout, default.read_header_timeout),
+        write_timeout: duration(file.write_timeout, default.write_timeout),
+        idle_timeout: duration(file.idle_timeout, default.idle_timeout),
+        forward_mode: file.forward_mode.unwrap_or(default.forward_mode),
+        advertise_url: file.advertise_url.filter(|url| !url.is_empty()),
+        replica_wait: duration(file.replica_wait, default.replica_wait),
+        trusted_proxies: file.trusted_proxies.unwrap_or(default.trusted_proxies),
+        replay_buffer: file.replay_buffer.map_or(default.replay_buffer, |size| size.0 as usize),
+        max_waiting: file.max_waiting.unwrap_or(default.max_waiting),
+        max_connections: file.max_connections.unwrap_or(default.max_connections),
+        target_timeout: duration(file.target_timeout, default.target_timeout),
+        response_timeout: duration(file.response_timeout, default.response_timeout),
+        drain_timeout: duration(file.drain_timeout, default.drain_timeout),
+        workers: file.workers.unwrap_or(default.workers),
+        hostname: lease.hostname.clone(),
+        on_fly: std::env::var_os("FLY_APP_NAME").is_some_and(|name| !name.is_empty()),
+    };
+    ProxyConfig::new(settings).map(Some).map_err(|error| Problem { key: error.key, message: error.reason })
 }
 
 fn log(file: file::Log) -> Checked<Log> {

@@ -124,8 +124,13 @@ section!(
         advertise_url: String,
         replica_wait: GoDuration,
         trusted_proxies: Vec<String>,
-        replay_body_max: ByteSize,
+        replay_buffer: ByteSize,
+        max_waiting: usize,
+        max_connections: usize,
+        target_timeout: GoDuration,
+        response_timeout: GoDuration,
         drain_timeout: GoDuration,
+        workers: usize,
     }
 );
 

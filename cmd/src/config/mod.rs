@@ -13,6 +13,8 @@ use std::time::Duration;
 pub use address::ListenAddr;
 pub use file::ExecStep;
 use file::File;
+use litefs_lease::Timing;
+use litefs_proxy::ProxyConfig;
 use thiserror::Error;
 
 /// Why a configuration is refused. One line for people, with file and line number where there is one. Exit code 2.
@@ -45,19 +47,6 @@ pub enum LeaseType {
     Consul,
 }
 
-/// How the proxy brings writes to the primary (`proxy.forward-mode`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ForwardMode {
-    /// `fly-replay` on Fly.io, else `http`.
-    Auto,
-    /// Answer with the header `fly-replay`.
-    FlyReplay,
-    /// Forward to the primary's proxy.
-    Http,
-    /// Redirect (307) to the primary's URL.
-    Redirect,
-}
-
 /// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -80,7 +69,7 @@ pub struct Config {
     pub fuse: Fuse,
     pub http: Http,
     /// `None`: no `proxy.target`, so no proxy.
-    pub proxy: Option<Proxy>,
+    pub proxy: Option<ProxyConfig>,
     pub lease: Lease,
     pub backup_type: Option<String>,
     pub log: Log,
@@ -114,42 +103,29 @@ pub struct Http {
     pub snapshot_timeout: Duration,
 }
 
-/// `proxy`.
-#[derive(Debug, Clone)]
-pub struct Proxy {
-    pub addr: ListenAddr,
-    pub target: String,
-    pub databases: Vec<String>,
-    pub max_lag: Duration,
-    pub debug: bool,
-    pub passthrough: Vec<String>,
-    pub always_forward: Vec<String>,
-    pub primary_redirect_timeout: Duration,
-    /// Zero: no limit, as for the other three.
-    pub read_timeout: Duration,
-    pub read_header_timeout: Duration,
-    pub write_timeout: Duration,
-    pub idle_timeout: Duration,
-    pub forward_mode: ForwardMode,
-    pub advertise_url: String,
-    pub replica_wait: Duration,
-    pub trusted_proxies: Vec<String>,
-    pub replay_body_bytes_max: u64,
-    pub drain_timeout: Duration,
-}
-
 /// `lease`.
 #[derive(Debug, Clone)]
 pub struct Lease {
     pub kind: LeaseType,
     pub hostname: String,
-    pub advertise_url: String,
+    /// `None`: `http://<hostname>:<port>`, with the port the API really listens on.
+    pub advertise_url: Option<String>,
     pub candidate: bool,
     pub promote: bool,
     pub reconnect_delay: Duration,
     pub demote_delay: Duration,
     pub databases: Vec<String>,
     pub consul: Consul,
+}
+
+impl Lease {
+    /// Who holds the lease if it is this configuration's: under a static lease of a replica that is the host of
+    /// `advertise-url`, because `hostname` is this node's own.
+    pub fn primary_hostname(&self) -> String {
+        let primary = self.advertise_url.as_ref().filter(|_| self.kind == LeaseType::Static && !self.candidate);
+        let host = primary.and_then(|url| Some(reqwest::Url::parse(url).ok()?.host_str()?.to_owned()));
+        host.unwrap_or_else(|| self.hostname.clone())
+    }
 }
 
 /// `lease.consul`.
@@ -159,10 +135,8 @@ pub struct Consul {
     pub key: String,
     pub ttl: Duration,
     pub lock_delay: Duration,
-    pub heartbeat: bool,
-    pub heartbeat_interval: Duration,
-    pub heartbeat_timeout: Duration,
-    pub takeover_timeout: Duration,
+    /// The fast take-over; `None`: only the session's TTL decides.
+    pub timing: Option<Timing>,
 }
 
 /// `log`.

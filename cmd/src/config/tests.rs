@@ -58,12 +58,10 @@ tracing:
 "#,
     )
     .expect("valid");
-    let proxy = config.proxy.expect("proxy");
-    assert_eq!((proxy.databases, proxy.forward_mode), (vec!["db".to_owned()], ForwardMode::Auto));
-    assert!(!proxy.debug);
+    assert_eq!(config.proxy.expect("proxy").forward_mode(), litefs_proxy::ForwardMode::Http);
     assert_eq!(config.exec[0], ExecStep { cmd: "python migrate.py 'a b'".into(), if_candidate: true });
     assert_eq!(config.exec.len(), 2);
-    assert_eq!(config.lease.advertise_url, "http://node1.vm.app.internal:20202");
+    assert_eq!(config.lease.advertise_url.as_deref(), Some("http://node1.vm.app.internal:20202"));
     assert_eq!(config.lease.kind, LeaseType::Consul);
 }
 
@@ -89,13 +87,20 @@ fn wrong_values_name_their_key_and_line() {
         ("lease: {type: static}\nhttp:\n  addr: nonsense\n", "line 3: http.addr: \"nonsense\" is not an address"),
         ("lease:\n  type: consul\n", "lease.consul.url: is required"),
         ("lease:\n  type: static\n  candidate: false\n", "lease.advertise-url: is required on a static replica"),
-        ("lease: {type: static}\nproxy:\n  target: a:1\n", "proxy.db: is required"),
-        ("lease: {type: static}\nproxy:\n  forward-mode: teleport\n", "line 3: proxy.forward-mode"),
-        ("lease: {type: static}\nproxy:\n  target: a:1\n  db: d\n", "proxy.addr: is required"),
+        ("lease: {type: static}\nproxy:\n  target: a:1\n  addr: :1\n", "proxy.db: required"),
+        (
+            "lease: {type: static}\nproxy:\n  forward-mode: teleport\n  target: a:1\n  db: d\n  addr: :1\n",
+            "line 3: proxy.forward-mode",
+        ),
+        ("lease: {type: static}\nproxy:\n  target: a:1\n  db: d\n", "proxy.addr: required"),
         ("lease: {type: static}\nproxy:\n  target: a\n  db: d\n  addr: :1\n", "line 3: proxy.target"),
         ("lease: {type: static}\nexec: \"a 'b\"\n", "line 2: exec"),
         ("lease: {type: static}\nlog:\n  format: xml\n", "line 3: log.format"),
         ("lease: [\n", "litefs.yml: line"),
+        (
+            "lease:\n  type: consul\n  consul:\n    url: http://c:1\n    key: k\n    heartbeat-timeout: 1s\n",
+            "line 6: lease.consul.heartbeat-timeout: a primary must be given two heartbeats",
+        ),
     ] {
         let error = refused(text);
         assert!(error.contains(expected), "{text:?}: {error}");

@@ -4,10 +4,8 @@
 //! a worker that cannot (DESIGN §9a), and forces a dead worker's mount off. The worker does everything else.
 
 mod application;
-mod channel;
 mod fence;
 mod supervisor;
-pub mod worker;
 
 use std::process::ExitCode;
 
@@ -24,6 +22,6 @@ pub fn run(args: &MountArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    logging::init(&config.log, None, false);
+    logging::init(&config.log, None, false, false);
     ExitCode::from(supervisor::run(&config, args))
 }

@@ -14,8 +14,8 @@ use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::time::Instant;
 
 use super::application;
-use super::channel::{Channel, FromWorker, ToWorker, WorkerMessages};
 use super::fence::Fence;
+use crate::channel::{Channel, FromWorker, ToWorker, WorkerMessages};
 use crate::cli::MountArgs;
 use crate::config::{Config, ExecStep};
 
@@ -297,7 +297,7 @@ impl Supervisor {
         self.deadline = None;
         match self.phase {
             Phase::Draining(signal) => {
-                tracing::warn!("the worker did not give its role up in time");
+                tracing::info!("requests are still in flight: telling the application to stop");
                 self.end_application(signal);
             }
             Phase::EndingApplication => {

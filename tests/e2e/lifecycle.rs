@@ -1,0 +1,172 @@
+//! Starting, stopping, signals, exit codes, and what a crash leaves behind.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use litefs_tests::node::{Start, free_port};
+use litefs_tests::sqlite::cli;
+use litefs_tests::{Node, NodeConfig, eventually, wait_until};
+use rustix::process::Signal;
+
+fn with_app(script: &str) -> Node {
+    let args = ["--", "sh", "-c", script].map(str::to_owned).to_vec();
+    Node::new(NodeConfig { args, ..NodeConfig::default() })
+}
+
+fn is_mounted(dir: &Path) -> bool {
+    fs::read_to_string("/proc/mounts").expect("mounts").contains(&format!(" {} ", dir.display()))
+}
+
+#[test]
+fn the_code_of_the_application_becomes_ours() {
+    let mut node = with_app("sqlite3 mnt/a.db 'CREATE TABLE t(x)' && exit 7");
+    node.launch();
+    assert_eq!(node.wait_exit().code(), Some(7));
+    assert!(!is_mounted(&node.mount()));
+    let mut node = with_app("kill -KILL $$");
+    node.launch();
+    assert_eq!(node.wait_exit().code(), Some(137));
+}
+
+#[test]
+fn the_application_gets_the_signals_and_may_still_use_the_mount() {
+    let mut node = with_app(
+        "trap 'sqlite3 mnt/a.db \"SELECT count(*) FROM t\" > last; exit 3' TERM; trap 'echo hup > hup' HUP; \
+         sqlite3 mnt/a.db 'CREATE TABLE t(x); INSERT INTO t VALUES(1)'; echo up > up; while :; do sleep 0.05; done",
+    );
+    node.launch();
+    let folder = node.folder().to_owned();
+    eventually("the application is up", || folder.join("up").exists().then_some(()));
+    node.signal(Signal::HUP);
+    eventually("SIGHUP arrived", || folder.join("hup").exists().then_some(()));
+    assert_eq!(node.stop(), Some(3));
+    assert_eq!(fs::read_to_string(folder.join("last")).expect("read").trim(), "1");
+    assert!(!is_mounted(&node.mount()));
+}
+
+#[test]
+fn a_node_without_application_stops_with_code_0_although_a_client_holds_a_file() {
+    let mut node = Node::primary();
+    cli(&node.db("a.db"), "PRAGMA journal_mode=WAL; CREATE TABLE t(x)").expect("create");
+    let mut client = Command::new("sqlite3")
+        .arg(node.db("a.db"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("start sqlite3");
+    let mut input = client.stdin.take().expect("stdin");
+    std::io::Write::write_all(&mut input, b"SELECT count(*) FROM t;\n").expect("write");
+    let mut answer = [0];
+    std::io::Read::read_exact(client.stdout.as_mut().expect("stdout"), &mut answer).expect("read");
+    assert_eq!(node.stop(), Some(0));
+    assert!(!is_mounted(&node.mount()));
+    drop(input);
+    let _ = client.wait();
+}
+
+#[test]
+fn the_exec_list_runs_in_order_and_a_failure_ends_it() {
+    let exec = |list: &str, lease: &str| NodeConfig {
+        extra: format!("exec:\n{list}"),
+        lease: lease.to_owned(),
+        ..NodeConfig::default()
+    };
+    let list = "  - cmd: sh -c 'echo migrate >> order'\n    if-candidate: true\n  - cmd: sh -c 'echo app >> order; exit 4'\n";
+    let mut node = Node::new(exec(list, ""));
+    node.launch();
+    assert_eq!(node.wait_exit().code(), Some(4));
+    assert_eq!(fs::read_to_string(node.folder().join("order")).expect("read"), "migrate\napp\n");
+    let list = "  - cmd: sh -c 'exit 5'\n  - cmd: touch started\n";
+    let mut node = Node::new(exec(list, ""));
+    node.launch();
+    assert_eq!(node.wait_exit().code(), Some(5));
+    assert!(!node.folder().join("started").exists());
+}
+
+#[test]
+fn a_killed_node_starts_again_with_every_acknowledged_row() {
+    for mode in ["WAL", "DELETE"] {
+        let mut node = Node::primary();
+        let sql = format!("PRAGMA journal_mode={mode}; CREATE TABLE t(x); INSERT INTO t VALUES(1);");
+        cli(&node.db("a.db"), &sql).expect("fill");
+        for round in 2..5 {
+            cli(&node.db("a.db"), &format!("INSERT INTO t VALUES({round})")).expect("insert");
+            node.kill();
+            node.launch();
+            node.wait_ready();
+            let seen = cli(&node.db("a.db"), "SELECT count(*), max(x) FROM t; PRAGMA integrity_check");
+            assert_eq!(seen, Ok(format!("{round}|{round}\nok")), "{mode}");
+        }
+    }
+}
+
+#[test]
+fn a_dead_worker_ends_the_node_with_code_1_and_no_mount_stays() {
+    let mut node = with_app("trap 'exit 0' TERM; echo up > up; while :; do sleep 0.05; done");
+    node.launch();
+    let folder = node.folder().to_owned();
+    eventually("the application is up", || folder.join("up").exists().then_some(()));
+    cli(&node.db("a.db"), "PRAGMA journal_mode=WAL; CREATE TABLE t(x); INSERT INTO t VALUES(1)").expect("fill");
+    let worker = node.worker_pid().expect("worker");
+    rustix::process::kill_process(worker, Signal::KILL).expect("kill");
+    assert_eq!(node.wait_exit().code(), Some(1));
+    assert!(!is_mounted(&node.mount()));
+    node.config_mut().args.clear();
+    node.launch();
+    node.wait_ready();
+    assert_eq!(cli(&node.db("a.db"), "SELECT count(*) FROM t").as_deref(), Ok("1"));
+}
+
+#[test]
+fn a_dead_supervisor_ends_the_worker_and_the_mount() {
+    let mut node = Node::primary();
+    let worker = node.worker_pid().expect("worker");
+    node.signal(Signal::KILL);
+    node.wait_exit();
+    eventually("the worker ends", || rustix::process::test_kill_process(worker).is_err().then_some(()));
+    wait_until("the mount goes", &false, || is_mounted(&node.mount()));
+}
+
+#[test]
+fn a_mount_taken_away_from_outside_ends_the_node() {
+    let mut node = Node::primary();
+    let flags = rustix::mount::UnmountFlags::FORCE | rustix::mount::UnmountFlags::DETACH;
+    rustix::mount::unmount(node.mount(), flags).expect("unmount");
+    assert_eq!(node.wait_exit().code(), Some(1));
+}
+
+#[test]
+fn two_nodes_never_share_a_data_directory() {
+    let first = Node::primary();
+    let mut second = Node::new(NodeConfig::default());
+    second.use_data_of(&first);
+    second.launch();
+    assert_eq!(second.wait_exit().code(), Some(1));
+    assert!(second.log().contains("data directory"), "it says why");
+    assert!(first.get("/info").is_ok());
+}
+
+#[test]
+fn a_taken_port_is_said_before_anything_is_mounted() {
+    let port = free_port();
+    let _taken = TcpListener::bind(("127.0.0.1", port)).expect("bind");
+    let mut node = Node::new(NodeConfig::default());
+    node.use_port(port);
+    node.launch();
+    assert_eq!(node.wait_exit().code(), Some(1));
+    assert!(node.log().contains(&format!("127.0.0.1:{port}")), "it names the address");
+    assert!(!is_mounted(&node.mount()));
+}
+
+#[test]
+fn no_configuration_at_all_is_a_single_primary() {
+    let mut node = Node::new(NodeConfig { start: Start::Flags, ..NodeConfig::default() });
+    node.launch();
+    node.wait_ready();
+    assert!(node.is_primary());
+    assert!(node.log().contains(node.mount().to_str().expect("path")), "directories are said");
+    cli(&node.db("a.db"), "CREATE TABLE t(x)").expect("write");
+    assert_eq!(node.stop(), Some(0));
+}

@@ -1,0 +1,88 @@
+//! The node's HTTP API (COMPAT §4).
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use litefs_tests::Node;
+use litefs_tests::sqlite::cli;
+
+#[test]
+fn info_metrics_and_errors_are_as_documented() {
+    let node = Node::primary();
+    cli(&node.db("a.db"), "CREATE TABLE t(x)").expect("create");
+    let info = node.get("/info").expect("info");
+    assert_eq!(info.status, 200);
+    assert_eq!(info.header("litefs-id").len(), 16);
+    let json = info.json();
+    assert_eq!((&json["isPrimary"], &json["candidate"]), (&true.into(), &true.into()), "{json}");
+    assert_eq!(json["path"], node.mount().to_str().expect("path"));
+    assert!(json["clusterID"].as_str().is_some_and(|id| id.starts_with("LFSC") && id.len() == 20), "{json}");
+    let metrics = node.get("/metrics").expect("metrics").text();
+    for line in ["litefs_is_primary 1", "litefs_db_count 1", "litefs_db_txid{db=\"a.db\"}"] {
+        assert!(metrics.lines().any(|has| has.starts_with(line)), "{line} in\n{metrics}");
+    }
+    assert_eq!(node.get("/export?name=nothing.db").expect("answer").status, 404);
+    assert_eq!(node.get("/export?name=..%2Fetc").expect("answer").status, 400);
+    assert_eq!(node.get("/nonsense").expect("answer").status, 404);
+    assert_eq!(node.post("/stream", b"").expect("answer").status, 426);
+    assert_eq!(node.get("/debug/vars").expect("answer").status, 200);
+}
+
+#[test]
+fn both_http_versions_are_spoken() {
+    let node = Node::primary();
+    for (flag, version) in [("--http1.1", "1.1"), ("--http2-prior-knowledge", "2")] {
+        let output = Command::new("curl")
+            .args(["-s", "-o", "/dev/null", "-w", "%{http_version} %{http_code}", flag])
+            .arg(format!("{}/info", node.url()))
+            .output()
+            .expect("curl");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{version} 200"));
+    }
+}
+
+#[test]
+fn import_replaces_a_database_and_a_bad_one_changes_nothing() {
+    let node = Node::primary();
+    cli(&node.db("a.db"), "PRAGMA journal_mode=WAL; CREATE TABLE old(x)").expect("create");
+    let plain = node.folder().join("plain.db");
+    cli(&plain, "CREATE TABLE t(x); INSERT INTO t SELECT randomblob(500) FROM generate_series(1, 300)").expect("fill");
+    let import = |path: &std::path::Path| {
+        Node::litefs(&["import", "-url", &node.url(), "-name", "a.db", path.to_str().expect("path")])
+    };
+    import(&plain).expect("import");
+    assert_eq!(cli(&node.db("a.db"), "SELECT count(*) FROM t; PRAGMA journal_mode").as_deref(), Ok("300\nwal"));
+    let before = node.pos("a.db");
+    let bytes = fs::read(&plain).expect("read");
+    let bad = node.folder().join("bad.db");
+    fs::write(&bad, &bytes[..bytes.len() - 100]).expect("write");
+    assert!(import(&bad).expect_err("refused").1.contains("cut off"));
+    assert_eq!(node.post("/import?name=a.db", b"nonsense").expect("answer").status, 400);
+    assert_eq!(node.pos("a.db"), before);
+    assert_eq!(cli(&node.db("a.db"), "SELECT count(*) FROM t").as_deref(), Ok("300"));
+}
+
+#[test]
+fn events_arrive_as_they_happen() {
+    let node = Node::primary();
+    let mut curl = Command::new("curl")
+        .args(["-sN", "--max-time", "60"])
+        .arg(format!("{}/events", node.url()))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("curl");
+    let mut lines = BufReader::new(curl.stdout.take().expect("stdout")).lines();
+    let mut next = || -> serde_json::Value {
+        serde_json::from_str(&lines.next().expect("a line").expect("read")).expect("json")
+    };
+    let init = next();
+    assert_eq!((&init["type"], &init["data"]["isPrimary"]), (&"init".into(), &true.into()));
+    cli(&node.db("a.db"), "CREATE TABLE t(x)").expect("create");
+    let tx = next();
+    assert_eq!((&tx["type"], &tx["db"]), (&"tx".into(), &"a.db".into()));
+    let pos = format!("{}/{}", tx["data"]["txID"].as_str().expect("txid"), tx["data"]["postApplyChecksum"].as_str().expect("sum"));
+    assert_eq!(Some(pos), node.pos("a.db"));
+    let _ = curl.kill();
+    let _ = curl.wait();
+}
