@@ -61,8 +61,10 @@ pub(crate) struct Sender {
 struct State {
     /// Databases that may have something to send.
     dirty: BTreeSet<DbName>,
-    /// Databases whose log could not be read: tried again with the next heartbeat.
-    failed: BTreeSet<DbName>,
+    /// Databases whose log could not be read, with the cause: tried again with the next heartbeat.
+    failed: BTreeMap<DbName, String>,
+    /// What heartbeats say: the last moment at which nothing was held back.
+    in_sync_ms: i64,
     heartbeat: Instant,
 }
 
@@ -86,8 +88,12 @@ impl Sender {
     }
 
     async fn stream(&mut self) -> Result<(), SendError> {
-        let mut state =
-            State { dirty: BTreeSet::new(), failed: BTreeSet::new(), heartbeat: Instant::now() + HEARTBEAT };
+        let mut state = State {
+            dirty: BTreeSet::new(),
+            failed: BTreeMap::new(),
+            in_sync_ms: now_ms(),
+            heartbeat: Instant::now() + HEARTBEAT,
+        };
         let ours = self.store.positions();
         let unknown: Vec<_> =
             self.sent.keys().filter(|name| !ours.contains_key(*name) && self.wants(name)).cloned().collect();
@@ -107,10 +113,10 @@ impl Sender {
                     self.send_dirty(&mut state).await?;
                 }
                 Wake::Heartbeat => {
-                    let failed = std::mem::take(&mut state.failed);
-                    state.dirty.extend(failed);
+                    state.dirty.extend(state.failed.keys().cloned());
                     self.send_dirty(&mut state).await?;
-                    self.beat(&mut state).await?;
+                    let idle = state.failed.is_empty() && state.dirty.is_empty();
+                    self.beat(&mut state, idle).await?;
                 }
                 Wake::Order(Order::Drain { done }) => {
                     self.send_tail(&mut state).await?;
@@ -199,18 +205,19 @@ impl Sender {
         let (pieces, mut produced) = mpsc::channel(PIECES_MAX);
         let job = tokio::task::spawn_blocking(move || produce(&db, from, &pieces));
         let deadline = Instant::now() + self.snapshot_timeout;
-        let mut mid_frame = false;
+        // Nothing sent yet: then a failure can be tried again on this stream.
+        let (mut untouched, mut mid_frame) = (true, false);
         loop {
             tokio::select! {
                 biased;
                 piece = produced.recv() => {
                     let Some(Piece { bytes, mid_frame: more, frames }) = piece else { break };
-                    mid_frame = more;
+                    (untouched, mid_frame) = (false, more);
                     self.metrics.frames_sent(name.as_str(), "ltx", frames);
                     self.put(bytes).await?;
                     state.heartbeat = Instant::now() + HEARTBEAT;
                 }
-                () = tokio::time::sleep_until(state.heartbeat), if !mid_frame => self.beat(state).await?,
+                () = tokio::time::sleep_until(state.heartbeat), if !mid_frame => self.beat(state, false).await?,
                 () = tokio::time::sleep_until(deadline) => {
                     return Err(SendError::TooSlow { db: name, limit: self.snapshot_timeout });
                 }
@@ -218,6 +225,7 @@ impl Sender {
         }
         match job.await.unwrap_or_else(|panic| Err(std::io::Error::other(panic.to_string()))) {
             Ok(reached) => {
+                state.failed.remove(&name);
                 self.sent.insert(name.clone(), reached);
                 if self.store.database_or_dropped(name.as_str()).is_some_and(|db| db.pos() != reached)
                     && reached != from
@@ -226,18 +234,25 @@ impl Sender {
                 }
                 Ok(())
             }
-            Err(error) if mid_frame => Err(SendError::Broken { db: name, error }),
+            Err(error) if !untouched => Err(SendError::Broken { db: name, error }),
             Err(error) => {
-                tracing::warn!(db = %name, %error, "read the log for a replica; trying again");
-                state.failed.insert(name);
+                let cause = error.to_string();
+                if state.failed.get(&name) != Some(&cause) {
+                    tracing::warn!(db = %name, %error, "read the log for a replica; trying again");
+                    state.failed.insert(name, cause);
+                }
                 Ok(())
             }
         }
     }
 
-    async fn beat(&mut self, state: &mut State) -> Result<(), SendError> {
+    /// `idle`: the replica has been sent everything.
+    async fn beat(&mut self, state: &mut State, idle: bool) -> Result<(), SendError> {
         state.heartbeat = Instant::now() + HEARTBEAT;
-        self.send(&Frame::Heartbeat { timestamp_ms: now_ms() }).await
+        if idle {
+            state.in_sync_ms = now_ms();
+        }
+        self.send(&Frame::Heartbeat { timestamp_ms: state.in_sync_ms }).await
     }
 
     async fn send(&mut self, frame: &Frame) -> Result<(), SendError> {
