@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
+use super::links::ShmLink;
 use super::wal_capture::{Generation, Looked, Lookup};
 use super::{CaptureState, Database};
 use crate::sqlite::locks::{self, LockKind};
@@ -47,7 +48,32 @@ impl Database {
         }
         let before = state.pos;
         self.capture_by_walking(state)?;
-        Ok(if state.pos == before { Looked::Nothing } else { Looked::Captured })
+        if state.pos == before {
+            return Ok(Looked::Nothing);
+        }
+        if let Some(shm) = self.shm() {
+            invalidate_stale(&shm)?;
+        }
+        Ok(Looked::Captured)
+    }
+
+    /// A client opens a shm that we have attached already. If it is the first one to use it, SQLite's protocol would have it
+    /// rebuild the index; with our hold on DMS it cannot know that it is first. So an index that does not describe the WAL
+    /// (an exclusive client went on without it) is made invalid for it.
+    ///
+    /// # Errors
+    /// Asking for locks, reading the WAL.
+    pub(crate) fn check_reopened_index(&self, shm: &ShmLink) -> io::Result<()> {
+        if self.is_fenced() || locks::holder(&shm.link.fence, locks::DMS, LockKind::Exclusive)?.is_some() {
+            return Ok(());
+        }
+        let Some(header) = shm.index.read_header()? else { return Ok(()) };
+        let wal = self.files.wal()?;
+        let described = match &wal {
+            Some(wal) => describes(&header, wal)?,
+            None => header.mx_frame == 0,
+        };
+        if described { Ok(()) } else { invalidate_stale(shm) }
     }
 
     /// Whether somebody has the database to itself.
@@ -83,6 +109,22 @@ impl Database {
         };
         self.capture_up_to(state, &index, &Lookup::Frames).map(|_| ())
     }
+}
+
+/// Nobody uses this index, and it is out of date: the next client shall rebuild it.
+fn invalidate_stale(shm: &ShmLink) -> io::Result<()> {
+    shm.index.invalidate()?;
+    shm.release_checkpoints()
+}
+
+/// Whether the WAL is the one of this header, and has no whole transaction behind the header's last frame.
+fn describes(index: &IndexHeader, wal: &File) -> io::Result<bool> {
+    let Some(header) = WalHeader::read(wal)? else { return Ok(index.mx_frame == 0) };
+    if header.salt != index.salt {
+        return Ok(false);
+    }
+    let behind = WalWalk::resume(wal, header, index.mx_frame, index.frame_checksum).valid_prefix()?;
+    Ok(behind.mx_frame <= index.mx_frame)
 }
 
 fn generation<'a>(state: &'a CaptureState, header: &WalHeader) -> Option<&'a Generation> {

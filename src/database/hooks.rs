@@ -197,7 +197,13 @@ impl Database {
         let mut state = self.capture.lock();
         self.capture_barrier(&mut state)?;
         self.sync_log()?;
-        self.files.remove(FileKind::Wal)
+        self.files.remove(FileKind::Wal)?;
+        // Who keeps its index to itself leaves the shm of others before it behind.
+        if let Some(shm) = self.shm() {
+            shm.index.invalidate()?;
+            shm.release_checkpoints()?;
+        }
+        Ok(())
     }
 
     /// Before the reply to CREATE or the first LOOKUP/OPEN of the shm (ENGINE "Attaching"). Opens it through
@@ -211,7 +217,8 @@ impl Database {
         }
         self.metrics.shm_writes.inc();
         self.database_link()?;
-        self.attach_shm()?;
+        let shm = self.attach_shm()?;
+        self.check_reopened_index(&shm)?;
         self.shared.wake(&self.name);
         Ok(())
     }

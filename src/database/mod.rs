@@ -33,6 +33,9 @@ mod rollback;
 mod stubs;
 mod wal_capture;
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
 use std::io;
 use std::sync::Arc;

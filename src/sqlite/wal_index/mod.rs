@@ -171,6 +171,19 @@ impl WalIndex {
         Ok(())
     }
 
+    /// Makes the header invalid, so that the next client rebuilds the index, as if it had found a new one. The caller knows that
+    /// no client uses the index.
+    ///
+    /// # Errors
+    /// Mapping the file.
+    pub fn invalidate(&self) -> io::Result<()> {
+        let Some(first) = self.first()? else { return Ok(()) };
+        for word in &first.words()[..2 * HEADER_WORDS] {
+            word.store(0, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
     /// What checkpointers and readers share; `None` while the file has no first segment.
     ///
     /// # Errors
