@@ -66,37 +66,6 @@ impl fmt::Display for BootInstant {
     }
 }
 
-/// Which clock deadlines are compared with: `CLOCK_BOOTTIME`, or in tests tokio's, which can be paused and advanced.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Clock {
-    tokio_base: Option<tokio::time::Instant>,
-}
-
-impl Clock {
-    /// `CLOCK_BOOTTIME`.
-    #[must_use]
-    pub const fn boot() -> Self {
-        Self { tokio_base: None }
-    }
-
-    /// Tokio's clock, for tests with paused time.
-    #[cfg(feature = "testing")]
-    #[must_use]
-    pub fn tokio() -> Self {
-        Self { tokio_base: Some(tokio::time::Instant::now()) }
-    }
-
-    /// The present.
-    #[must_use]
-    pub fn now(self) -> BootInstant {
-        match self.tokio_base {
-            None => BootInstant::now(),
-            // An hour after "boot", so that nothing saturates at zero.
-            Some(base) => BootInstant::from_nanos(3_600_000_000_000).after(base.elapsed()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,7 +16,7 @@ pub mod takeover;
 pub mod testing;
 
 pub use candidates::{Decision, NodeRecord, Roster};
-pub use clock::{BootInstant, Clock};
+pub use clock::BootInstant;
 pub use consul::{ConsulConfig, ConsulLeaser};
 pub use fence::{FenceCell, FenceGate};
 pub use leaser::{

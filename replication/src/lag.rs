@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use tokio::sync::watch;
+
 use crate::stream::now_ms;
 
 /// What a replica reports that has never been in sync.
@@ -13,11 +15,13 @@ pub const LAG_NEVER_MS: i64 = 1_000_000_000;
 pub struct Lag {
     /// ms since the epoch; `i64::MIN` before the first sync.
     in_sync_at: AtomicI64,
+    /// Whether it ever was.
+    synced: watch::Sender<bool>,
 }
 
 impl Default for Lag {
     fn default() -> Self {
-        Self { in_sync_at: AtomicI64::new(i64::MIN) }
+        Self { in_sync_at: AtomicI64::new(i64::MIN), synced: watch::Sender::new(false) }
     }
 }
 
@@ -25,6 +29,13 @@ impl Lag {
     /// Everything up to `timestamp_ms` (the primary's clock) has been applied.
     pub fn in_sync_at(&self, timestamp_ms: i64) {
         self.in_sync_at.fetch_max(timestamp_ms, Ordering::Relaxed);
+        self.synced.send_if_modified(|synced| !std::mem::replace(synced, true));
+    }
+
+    /// Waits for the first sync.
+    pub async fn synced(&self) {
+        // The sender is ours, so the channel stays open.
+        let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
     }
 
     /// Milliseconds behind the primary, [`LAG_NEVER_MS`] (and never more) before the first sync. Clocks that differ

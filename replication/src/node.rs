@@ -25,7 +25,7 @@ use crate::lag::Lag;
 use crate::metrics::{Metrics, NodeState};
 use crate::peer::{Peer, full};
 use crate::problems::Problems;
-use crate::roles::{HandoffError, Links, Role, RoleConfig, RoleHandle, RoleParts, RoleState, StreamEnd};
+use crate::roles::{self, HandoffError, Links, RoleConfig, RoleHandle, RoleParts, StreamEnd};
 use crate::stream::Subscribers;
 use crate::stream::lanes::{LaneParts, Lanes};
 use crate::stream::receiver::Receiver;
@@ -135,7 +135,8 @@ impl Node {
             resync: resync.clone(),
         };
         let links = Arc::new(NodeLinks { receiver, subscribers: subscribers.clone() });
-        let role = start_roles(RoleParts { config: config.roles.clone(), engine: store.clone(), leaser, fence, links });
+        let (roles, engine) = (config.roles.clone(), store.clone());
+        let role = roles::start(RoleParts { config: roles, engine, leaser, fence, links });
         registry.register_collector(Box::new(NodeState {
             store: store.clone(),
             role: role.clone(),
@@ -265,11 +266,6 @@ impl std::fmt::Debug for Node {
     }
 }
 
-/// STUB until the role machine is in: nobody is ever primary.
-fn start_roles(_parts: RoleParts) -> RoleHandle {
-    RoleHandle::fixed(RoleState { role: Role::Unknown, primary: None, term: 0 }).0
-}
-
 /// The role machine's network.
 struct NodeLinks {
     receiver: Receiver,
@@ -309,6 +305,23 @@ impl Links for NodeLinks {
             let sent = self.subscribers.send_tail(node_id, within).await;
             sent.map_err(|error| handoff_error(node_id, error))
         })
+    }
+
+    fn drain(&self, within: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let missed = self.subscribers.drain(within).await;
+            if missed > 0 {
+                tracing::warn!(missed, "replicas did not take the last transactions in time");
+            }
+        })
+    }
+
+    fn settle(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.receiver.lanes.settle())
+    }
+
+    fn synced(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.receiver.lag.synced())
     }
 
     fn send_handoff<'a>(&'a self, node_id: u64, lease: &'a LeaseId) -> BoxFuture<'a, Result<(), HandoffError>> {

@@ -1,4 +1,4 @@
-//! A cluster's lease in memory, with the semantics of the one in Consul, on a clock that a test may pause.
+//! A cluster's lease in memory, with the semantics of the one in Consul.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::candidates::NodeRecord;
-use crate::clock::{BootInstant, Clock};
+use crate::clock::BootInstant;
 use crate::leaser::{
     Acquire, BoxFuture, ClusterView, HandOver, Heartbeat, Holder, Lease, LeaseError, LeaseId, Leaser, LeaserKind,
     PrimaryInfo, Version,
@@ -25,7 +25,6 @@ pub struct MemoryCluster {
 
 #[derive(Debug)]
 struct Shared {
-    clock: Clock,
     timing: Option<Timing>,
     state: Mutex<State>,
     /// The version, for watchers.
@@ -44,8 +43,8 @@ struct State {
 impl MemoryCluster {
     /// An empty cluster.
     #[must_use]
-    pub fn new(clock: Clock, timing: Option<Timing>) -> Self {
-        let shared = Shared { clock, timing, state: Mutex::default(), changed: watch::Sender::new(0) };
+    pub fn new(timing: Option<Timing>) -> Self {
+        let shared = Shared { timing, state: Mutex::default(), changed: watch::Sender::new(0) };
         Self { shared: Arc::new(shared) }
     }
 
@@ -127,7 +126,7 @@ struct Node {
 
 impl Node {
     fn acquire_now(&self, how: Acquire) -> Result<MemoryLease, LeaseError> {
-        let start = self.shared.clock.now();
+        let start = BootInstant::now();
         self.shared.reach(&self.me.hostname)?;
         let mut state = self.shared.state.lock();
         let id = match how {
@@ -229,7 +228,7 @@ impl Lease for MemoryLease {
 
     fn renew(&mut self) -> BoxFuture<'_, Result<BootInstant, LeaseError>> {
         Box::pin(async move {
-            let start = self.shared.clock.now();
+            let start = BootInstant::now();
             {
                 let mut state = self.held()?;
                 self.shared.beat(&mut state, &self.id);

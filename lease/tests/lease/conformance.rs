@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use litefs_lease::testing::{ConsulServer, MemoryCluster};
 use litefs_lease::{
-    Acquire, BootInstant, Clock, ConsulConfig, ConsulLeaser, LeaseError, Leaser, NodeRecord, PrimaryInfo, StaticLeaser,
-    Timing,
+    Acquire, BootInstant, ConsulConfig, ConsulLeaser, LeaseError, Leaser, NodeRecord, PrimaryInfo, StaticLeaser, Timing,
 };
 
 /// Two nodes that compete for one lease. `a` is the configured primary of a static lease.
@@ -47,7 +46,7 @@ fn static_pair() -> Pair {
 }
 
 fn memory_pair() -> Pair {
-    let cluster = MemoryCluster::new(Clock::boot(), None);
+    let cluster = MemoryCluster::new(None);
     Pair { a: cluster.node("a"), b: cluster.node("b"), movable: true, _consul: None }
 }
 

@@ -3,6 +3,16 @@
 //! The machine acquires the lease or follows whoever has it, opens and closes the engine's fence, renews, demotes, promotes,
 //! hands over. What it needs of the network is [`Links`]; what others need of it is [`RoleHandle`].
 
+mod cluster;
+mod feed;
+mod follow;
+mod lead;
+mod machine;
+mod record;
+mod tenure;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,6 +89,15 @@ pub trait Links: Send + Sync + 'static {
     /// (bounded by `within`).
     fn send_tail(&self, node_id: u64, within: Duration) -> BoxFuture<'_, Result<(), HandoffError>>;
 
+    /// Primary, fence already closed: everything up to the current positions has been written to all streams, or the time is up.
+    fn drain(&self, within: Duration) -> BoxFuture<'_, ()>;
+
+    /// Returns when nothing of an ended stream is being applied any more.
+    fn settle(&self) -> BoxFuture<'_, ()>;
+
+    /// Replica: returns once everything that a primary had has been applied here, for the first time in this run.
+    fn synced(&self) -> BoxFuture<'_, ()>;
+
     /// Primary: the handoff frame, as the last frame of that stream.
     fn send_handoff<'a>(&'a self, node_id: u64, lease: &'a LeaseId) -> BoxFuture<'a, Result<(), HandoffError>>;
 }
@@ -102,7 +121,6 @@ pub enum PromoteError {
 
 /// What the API asks of the machine.
 #[derive(Debug)]
-#[expect(dead_code, reason = "the machine that reads the requests follows")]
 pub(crate) enum Request {
     Promote { force: bool, answer: oneshot::Sender<Result<(), PromoteError>> },
     Handoff { node_id: u64, answer: oneshot::Sender<Result<(), HandoffRefused>> },
@@ -266,4 +284,19 @@ pub struct RoleParts {
     pub fence: Arc<litefs_lease::FenceCell>,
     /// The network.
     pub links: Arc<dyn Links>,
+}
+
+/// Requests that may wait for the machine.
+const REQUESTS_MAX: usize = 16;
+
+/// Starts the role machine on the current runtime. The engine's fence is closed until the machine opens it. It ends with
+/// [`RoleHandle::stop`], or when the last handle is dropped.
+#[must_use]
+pub fn start(parts: RoleParts) -> RoleHandle {
+    let (sender, state) = watch::channel(RoleState { role: Role::Unknown, primary: None, term: 0 });
+    let (requests, received) = mpsc::channel(REQUESTS_MAX);
+    let candidate = parts.config.candidate;
+    let feed = feed::start(parts.leaser.clone(), parts.config.reconnect_delay);
+    tokio::spawn(machine::Machine::new(parts, sender, received, feed).run());
+    RoleHandle { state, requests, candidate }
 }
