@@ -1,25 +1,25 @@
 //! The main mount as FUSE messages: translates to [`Tree`] and chooses the thread.
 
-use std::cell::RefCell;
+mod requests;
+
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
-    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::attributes::{Changes, LONG, made_up, negative};
-use crate::errno::{errno, os};
+use crate::attributes::Changes;
+use crate::errno::errno;
 use crate::names::{Name, Special};
-use crate::node::{ALIAS_INO, IoPath, Node, ROOT_INO, SPECIAL_INO};
-use crate::tree::io::READ_BYTES_MAX;
-use crate::tree::{Creator, HANDLE_CLIENT, Tree};
+use crate::node::{ALIAS_INO, ROOT_INO, SPECIAL_INO};
+use crate::tree::{Creator, Tree};
 use crate::workers::{Workers, guarded};
 
 /// Largest write in one request.
@@ -45,192 +45,6 @@ impl MainFs {
     }
 }
 
-/// How long the kernel may keep a file's attributes: those of a passthrough file change behind its back.
-fn attribute_ttl(node: &Node) -> Duration {
-    match node.io {
-        IoPath::Cached => LONG,
-        IoPath::Passthrough | IoPath::Direct => Duration::ZERO,
-    }
-}
-
-/// The flags of an open. `NOFLUSH`: a `close` must not wait for us, because the kernel drops POSIX locks only after
-/// FLUSH is answered and SQLite relies on them being dropped at once (and nothing is buffered anyway).
-fn open_flags(io: IoPath) -> FopenFlags {
-    match io {
-        IoPath::Cached => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
-        IoPath::Passthrough => FopenFlags::FOPEN_NOFLUSH,
-        IoPath::Direct => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
-    }
-}
-
-fn reply_entry(reply: ReplyEntry, found: io::Result<(FileAttr, Duration, Duration)>) {
-    match found {
-        Ok((attr, attr_ttl, entry_ttl)) => reply.entry_with_ttls(&attr_ttl, &entry_ttl, &attr, Generation(0)),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
-fn reply_empty(reply: ReplyEmpty, done: io::Result<()>) {
-    match done {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
-impl MainFs {
-    fn look_up_in_root(&self, name: &OsStr) -> io::Result<(FileAttr, Duration, Duration)> {
-        // A name that cannot exist does not exist; only creating it is an error of its own.
-        let name = Name::parse(name).map_err(|_| io::ErrorKind::NotFound)?;
-        match &name {
-            Name::Special(special) => {
-                let attr = self.tree.special_attributes(special).ok_or(io::ErrorKind::NotFound)?;
-                Ok((attr, Duration::ZERO, Duration::ZERO))
-            }
-            Name::Alias => Ok((alias_attributes(), LONG, LONG)),
-            Name::Candidate(_) | Name::Attached(..) | Name::Ordinary(_) => match self.tree.look_up(&name) {
-                Ok(node) => Ok((self.tree.attributes(&node)?, attribute_ttl(&node), LONG)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((negative(), LONG, LONG)),
-                Err(error) => Err(error),
-            },
-        }
-    }
-
-    /// Through the alias directory only files of databases are found, and nothing is remembered: a remembered entry once
-    /// led to the old, unlinked wal-index.
-    fn look_up_in_alias(&self, name: &OsStr) -> io::Result<(FileAttr, Duration, Duration)> {
-        let name = Name::parse(name).map_err(|_| io::ErrorKind::NotFound)?;
-        let node = self.tree.look_up(&name)?;
-        Ok((self.tree.attributes(&node)?, attribute_ttl(&node), Duration::ZERO))
-    }
-
-    fn attributes(&self, ino: u64) -> io::Result<(FileAttr, Duration)> {
-        match ino {
-            ROOT_INO => Ok((self.tree.root_attributes()?, Duration::ZERO)),
-            ALIAS_INO => Ok((alias_attributes(), LONG)),
-            SPECIAL_INO.. => {
-                let special = self.tree.specials.get(ino).ok_or_else(|| os(libc::ESTALE))?;
-                let attr = self.tree.special_attributes(&special).ok_or_else(|| os(libc::ESTALE))?;
-                Ok((attr, Duration::ZERO))
-            }
-            _ => {
-                let node = self.tree.node(ino)?;
-                Ok((self.tree.attributes(&node)?, attribute_ttl(&node)))
-            }
-        }
-    }
-}
-
-fn alias_attributes() -> FileAttr {
-    made_up(ALIAS_INO, FileType::Directory, 0o700, 0, SystemTime::UNIX_EPOCH)
-}
-
-fn set_attributes(tree: &Tree, ino: u64, size: Option<u64>, changes: &Changes) -> io::Result<(FileAttr, Duration)> {
-    match ino {
-        ROOT_INO => {
-            tree.change_root(changes)?;
-            Ok((tree.root_attributes()?, Duration::ZERO))
-        }
-        ALIAS_INO | SPECIAL_INO.. => Err(os(libc::EPERM)),
-        _ => {
-            let node = tree.node(ino)?;
-            if let Some(size) = size {
-                tree.truncate(&node, size)?;
-            }
-            changes.apply(&node.backing)?;
-            Ok((tree.attributes(&node)?, attribute_ttl(&node)))
-        }
-    }
-}
-
-fn open(tree: &Tree, ino: u64, thread: u32, reply: ReplyOpen) {
-    let opened = match tree.open(ino, thread) {
-        Ok(opened) => opened,
-        Err(error) => return reply.error(errno(&error)),
-    };
-    let (node, handle, flags) = (&opened.node, FileHandle(opened.handle), open_flags(opened.node.io));
-    if node.io != IoPath::Passthrough {
-        return reply.opened(handle, flags);
-    }
-    let mut backing_id = node.backing_id.lock();
-    if backing_id.is_none() {
-        match reply.open_backing(&node.backing) {
-            Ok(id) => *backing_id = Some(id),
-            Err(error) => {
-                tracing::error!(%error, "open a backing file for passthrough");
-                tree.release(ino, opened.handle);
-                return reply.error(errno(&error));
-            }
-        }
-    }
-    if let Some(id) = &*backing_id {
-        reply.opened_passthrough(handle, flags, id);
-    }
-}
-
-fn create(tree: &Tree, name: &OsStr, creator: Creator, reply: ReplyCreate) {
-    let created =
-        Name::parse(name).map_err(|bad| os(i32::from(bad.errno()))).and_then(|name| tree.create(&name, creator));
-    let node = match created {
-        Ok(created) => created.opened.node,
-        Err(error) => return reply.error(errno(&error)),
-    };
-    let prepared = tree.attributes(&node).and_then(|attr| {
-        let mut backing_id = node.backing_id.lock();
-        if node.io == IoPath::Passthrough && backing_id.is_none() {
-            *backing_id = Some(reply.open_backing(&node.backing)?);
-        }
-        Ok((attr, backing_id))
-    });
-    let (attr, backing_id) = match prepared {
-        Ok(prepared) => prepared,
-        Err(error) => {
-            tracing::error!(%error, "open a created file");
-            tree.release(node.ino, HANDLE_CLIENT);
-            tree.nodes.forget(node.ino, 1);
-            return reply.error(errno(&error));
-        }
-    };
-    let (handle, flags, generation) = (FileHandle(HANDLE_CLIENT), open_flags(node.io), Generation(0));
-    // One time-to-live covers entry and attributes here, so passthrough files are looked up once more.
-    let ttl = attribute_ttl(&node);
-    match (&*backing_id, node.io) {
-        (Some(id), IoPath::Passthrough) => reply.created_passthrough(&ttl, &attr, generation, handle, flags, id),
-        _ => reply.created(&ttl, &attr, generation, handle, flags),
-    }
-}
-
-thread_local! {
-    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-fn read(tree: &Tree, ino: u64, offset: u64, size: u32, reply: ReplyData) {
-    let size = usize::try_from(size).unwrap_or(READ_BYTES_MAX).min(READ_BYTES_MAX);
-    READ_BUFFER.with_borrow_mut(|buffer| {
-        if buffer.len() < size {
-            buffer.resize(size, 0);
-        }
-        let count = tree.node(ino).and_then(|node| tree.read(&node, offset, &mut buffer[..size]));
-        match count {
-            Ok(count) => reply.data(&buffer[..count]),
-            Err(error) => reply.error(errno(&error)),
-        }
-    });
-}
-
-fn read_special(tree: &Tree, special: &Special, offset: u64, size: u32, reply: ReplyData) {
-    let content = tree.special_content(special).unwrap_or_default();
-    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
-    let end = start.saturating_add(usize::try_from(size).unwrap_or(usize::MAX)).min(content.len());
-    reply.data(&content[start..end]);
-}
-
-fn write(tree: &Tree, ino: u64, offset: u64, data: &[u8], reply: ReplyWrite) {
-    match tree.node(ino).and_then(|node| tree.write(&node, offset, data)) {
-        Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
 impl Filesystem for MainFs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // No FUSE_POSIX_LOCKS: locks stay in the kernel. No writeback cache: every write reaches us before it is
@@ -250,8 +64,8 @@ impl Filesystem for MainFs {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         guarded(|| match parent.0 {
-            ROOT_INO => reply_entry(reply, self.look_up_in_root(name)),
-            ALIAS_INO => reply_entry(reply, self.look_up_in_alias(name)),
+            ROOT_INO => requests::reply_entry(reply, requests::look_up_in_root(&self.tree, name)),
+            ALIAS_INO => requests::reply_entry(reply, requests::look_up_in_alias(&self.tree, name)),
             _ => reply.error(Errno::ENOTDIR),
         });
     }
@@ -261,10 +75,7 @@ impl Filesystem for MainFs {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        guarded(|| match self.attributes(ino.0) {
-            Ok((attr, ttl)) => reply.attr(&ttl, &attr),
-            Err(error) => reply.error(errno(&error)),
-        });
+        guarded(|| requests::reply_attr(reply, requests::attributes(&self.tree, ino.0)));
     }
 
     fn setattr(
@@ -285,10 +96,8 @@ impl Filesystem for MainFs {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.blocking(move |tree| match set_attributes(tree, ino.0, size, &Changes { mode, uid, gid, atime, mtime }) {
-            Ok((attr, ttl)) => reply.attr(&ttl, &attr),
-            Err(error) => reply.error(errno(&error)),
-        });
+        let changes = Changes { mode, uid, gid, atime, mtime };
+        self.blocking(move |tree| requests::reply_attr(reply, requests::set_attributes(tree, ino.0, size, &changes)));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -313,7 +122,7 @@ impl Filesystem for MainFs {
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = Name::parse(name);
         self.blocking(move |tree| match (parent.0, name) {
-            (ROOT_INO, Ok(name)) => reply_empty(reply, tree.unlink(&name)),
+            (ROOT_INO, Ok(name)) => requests::reply_empty(reply, tree.unlink(&name)),
             (ROOT_INO, Err(_)) => reply.error(Errno::ENOENT),
             _ => reply.error(Errno::EPERM),
         });
@@ -344,7 +153,7 @@ impl Filesystem for MainFs {
                 reply.error(Errno::EINVAL);
             }
             Ok((from, to)) => {
-                reply_empty(reply, tree.rename(&from, &to, flags.contains(RenameFlags::RENAME_NOREPLACE)));
+                requests::reply_empty(reply, tree.rename(&from, &to, flags.contains(RenameFlags::RENAME_NOREPLACE)));
             }
             Err(bad) => reply.error(bad.errno()),
         });
@@ -361,9 +170,9 @@ impl Filesystem for MainFs {
         }
         if self.tree.engine_threads.contains(thread) {
             // A handler may be waiting for this very open: it runs at once, however many requests are blocked.
-            return guarded(|| open(&self.tree, ino.0, thread, reply));
+            return guarded(|| requests::open(&self.tree, ino.0, thread, reply));
         }
-        self.blocking(move |tree| open(tree, ino.0, thread, reply));
+        self.blocking(move |tree| requests::open(tree, ino.0, thread, reply));
     }
 
     fn create(
@@ -380,7 +189,7 @@ impl Filesystem for MainFs {
             return reply.error(Errno::EPERM);
         }
         let (name, creator) = (name.to_owned(), Creator { uid: req.uid(), gid: req.gid(), mode, flags });
-        self.blocking(move |tree| create(tree, &name, creator, reply));
+        self.blocking(move |tree| requests::create(tree, &name, creator, reply));
     }
 
     fn read(
@@ -395,8 +204,8 @@ impl Filesystem for MainFs {
         reply: ReplyData,
     ) {
         match self.tree.specials.get(ino.0) {
-            Some(special) => self.blocking(move |tree| read_special(tree, &special, offset, size, reply)),
-            None => guarded(|| read(&self.tree, ino.0, offset, size, reply)),
+            Some(special) => self.blocking(move |tree| requests::read_special(tree, &special, offset, size, reply)),
+            None => guarded(|| requests::read(&self.tree, ino.0, offset, size, reply)),
         }
     }
 
@@ -414,10 +223,10 @@ impl Filesystem for MainFs {
     ) {
         // Not `blocking`: only a request that moves to another thread needs a copy of its data.
         if let Some(_slot) = self.workers.try_inline() {
-            return guarded(|| write(&self.tree, ino.0, offset, data, reply));
+            return guarded(|| requests::write(&self.tree, ino.0, offset, data, reply));
         }
         let (tree, data) = (Arc::clone(&self.tree), data.to_vec());
-        self.workers.spawn(move || write(&tree, ino.0, offset, &data, reply));
+        self.workers.spawn(move || requests::write(&tree, ino.0, offset, &data, reply));
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
@@ -441,7 +250,9 @@ impl Filesystem for MainFs {
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.blocking(move |tree| reply_empty(reply, tree.node(ino.0).and_then(|node| tree.sync(&node, datasync))));
+        self.blocking(move |tree| {
+            requests::reply_empty(reply, tree.node(ino.0).and_then(|node| tree.sync(&node, datasync)))
+        });
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -476,7 +287,7 @@ impl Filesystem for MainFs {
     }
 
     fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.blocking(move |tree| reply_empty(reply, tree.sync_directory()));
+        self.blocking(move |tree| requests::reply_empty(reply, tree.sync_directory()));
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {

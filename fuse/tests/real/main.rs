@@ -1,0 +1,10 @@
+//! Real mounts, real clients: rusqlite, the system's `sqlite3`, Python's sqlite3, plain file calls.
+//!
+//! They need root, `/dev/fuse`, `sqlite3` and `python3`.
+
+mod halt;
+mod harness;
+mod lifecycle;
+mod namespace;
+mod processes;
+mod sqlite;
