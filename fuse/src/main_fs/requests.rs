@@ -83,7 +83,8 @@ pub(super) fn look_up_in_alias(tree: &Tree, name: &OsStr) -> io::Result<(FileAtt
 
 pub(super) fn attributes(tree: &Tree, ino: u64) -> io::Result<(FileAttr, Duration)> {
     match ino {
-        ROOT_INO => Ok((tree.root_attributes()?, Duration::ZERO)),
+        // The kernel asks again when it changes the directory itself.
+        ROOT_INO => Ok((tree.root_attributes()?, LONG)),
         ALIAS_INO => Ok((alias_attributes(), LONG)),
         SPECIAL_INO.. => {
             let special = tree.specials.get(ino).ok_or_else(|| os(libc::ESTALE))?;
@@ -110,7 +111,7 @@ pub(super) fn set_attributes(
     match ino {
         ROOT_INO => {
             tree.change_root(changes)?;
-            Ok((tree.root_attributes()?, Duration::ZERO))
+            Ok((tree.root_attributes()?, LONG))
         }
         ALIAS_INO | SPECIAL_INO.. => Err(os(libc::EPERM)),
         _ => {

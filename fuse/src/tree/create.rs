@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, Result};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::Arc;
 
 use litefs::FileKind;
@@ -46,7 +46,7 @@ impl Tree {
         }
         let located = self.locate(name).ok_or(ErrorKind::InvalidInput)?;
         self.refuse_orphan(name, &located)?;
-        let is_new = create_backing(&located, creator)?;
+        let is_new = create_backing(&located, self.with_database_mode(name, creator)?)?;
         let node = self.nodes.look_up(&located)?;
         let hooked = if is_new { self.created(&located) } else { self.truncate_existing(&located, creator) };
         if let Err(error) = hooked.and_then(|()| self.before_client_open(&node)) {
@@ -60,6 +60,17 @@ impl Tree {
         }
         self.nodes.opened(node.ino, true);
         Ok(Created { opened: Opened { node: Arc::clone(&node), handle: HANDLE_CLIENT } })
+    }
+
+    /// SQLite gives a wal-index the mode and owner of its database, but sets the mode only while the file is empty; the
+    /// engine has extended it by then.
+    fn with_database_mode(&self, name: &Name, creator: Creator) -> Result<Creator> {
+        let Name::Attached(db, FileKind::Shm) = name else { return Ok(creator) };
+        match self.database_path(db, FileKind::Database).metadata() {
+            Ok(meta) => Ok(Creator { uid: meta.uid(), gid: meta.gid(), mode: meta.mode() & 0o777, ..creator }),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(creator),
+            Err(error) => Err(error),
+        }
     }
 
     /// A journal, WAL or wal-index without its database file.

@@ -4,12 +4,14 @@
 //! written to it, or until SQLite creates its journal or WAL, which it does before the first page. Then the same inode
 //! becomes the database file, and everything from that write on goes through the engine.
 
-use std::io::{ErrorKind, Result};
-use std::os::unix::fs::FileExt;
+use std::fs::File;
+use std::io::{ErrorKind, Result, Seek};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::Arc;
 
 use litefs::store::Mode;
-use litefs::{Database, DbName, FileKind};
+use litefs::{DbName, FileKind};
 
 use super::Tree;
 use crate::errno::os;
@@ -26,7 +28,7 @@ impl Tree {
     /// becomes a database first.
     pub(super) fn promote_by_name(&self, db: &DbName) -> Result<()> {
         let path = self.file_path(db.as_str());
-        let Ok(file) = std::fs::File::open(&path) else { return Ok(()) };
+        let Ok(file) = File::open(&path) else { return Ok(()) };
         if self.is_database(db) {
             return Ok(());
         }
@@ -90,32 +92,51 @@ impl Tree {
         if let Some(parent) = to.parent() {
             std::fs::create_dir_all(parent)?;
         }
+        // The engine starts with an empty file and is told of every write to it.
+        let mut content = self.take_content(node)?;
         std::fs::rename(&from, &to)?;
         let database = match self.store.create(db) {
             Ok(database) => database,
             Err(error) => {
                 std::fs::rename(&to, &from)?;
+                replay(&mut content, |offset, data| node.backing.write_all_at(data, offset))?;
                 return Err(error);
             }
         };
         node.promote(Target::Db(Arc::clone(&database), db.clone(), FileKind::Database));
         self.unsynced.lock().extend([self.files_dir.clone(), self.dbs_dir.clone(), self.dbs_dir.join(db.as_str())]);
         database.db_opened()?;
-        replay(node, &database)
+        replay(&mut content, |offset, data| database.db_write(offset, data))
+    }
+
+    /// Moves what a file holds to a file without a name.
+    fn take_content(&self, node: &Node) -> Result<File> {
+        let mut content = unnamed_file(&self.files_dir)?;
+        if node.backing.metadata()?.len() > 0 {
+            let mut source = node.backing.try_clone()?;
+            source.rewind()?;
+            std::io::copy(&mut source, &mut content)?;
+            node.backing.set_len(0)?;
+        }
+        Ok(content)
     }
 }
 
-/// Gives the engine what the file held before it became a database.
-fn replay(node: &Node, database: &Database) -> Result<()> {
-    let len = node.backing.metadata()?.len();
+fn unnamed_file(dir: &Path) -> Result<File> {
+    File::options().read(true).write(true).custom_flags(libc::O_TMPFILE).open(dir)
+}
+
+/// Writes a file's content elsewhere, in pieces.
+fn replay(content: &mut File, mut write: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+    let len = content.metadata()?.len();
     let mut offset = 0;
     let mut buffer = vec![0; REPLAY_BYTES.min(usize::try_from(len).unwrap_or(REPLAY_BYTES))];
     while offset < len {
-        let count = node.backing.read_at(&mut buffer, offset)?;
+        let count = content.read_at(&mut buffer, offset)?;
         if count == 0 {
             break;
         }
-        database.db_write(offset, &buffer[..count])?;
+        write(offset, &buffer[..count])?;
         offset += count as u64;
     }
     Ok(())
