@@ -2,6 +2,8 @@
 //!
 //! They need root, `/dev/fuse`, `sqlite3` and `python3`.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // helpers of tests
+
 mod halt;
 mod harness;
 mod lifecycle;
