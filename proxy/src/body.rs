@@ -119,12 +119,14 @@ impl ReplayableBody {
     /// Reads the rest, within the bound. `false`: too large, or the client broke off.
     pub async fn complete(&self) -> bool {
         let mut rest = self.attempt();
-        while let Some(frame) = rest.frame().await {
-            if frame.is_err() || !self.can_be_sent_again() {
-                return false;
+        while self.can_be_sent_again() {
+            match rest.frame().await {
+                None => return true,
+                Some(Ok(_)) => {}
+                Some(Err(_)) => return false,
             }
         }
-        true
+        false
     }
 }
 

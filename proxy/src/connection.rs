@@ -299,6 +299,15 @@ async fn detect(stream: &mut TcpStream) -> io::Result<Option<(Bytes, bool)>> {
     }
 }
 
+/// No phase can begin and exceed its limit between two looks that are this far apart by more than once this time.
+fn shortest_limit(limits: &ProxySettings) -> Duration {
+    [limits.read_header_timeout, limits.idle_timeout, limits.read_timeout, limits.write_timeout]
+        .into_iter()
+        .filter(|limit| !limit.is_zero())
+        .min()
+        .unwrap_or(Duration::from_secs(1))
+}
+
 /// Runs the connection under its time limits. One timer per connection, which is only moved when it fires: a request
 /// costs no timer at all.
 async fn drive<C>(
@@ -312,7 +321,8 @@ where
 {
     let limits = &worker.shared.config.settings;
     let mut connection = std::pin::pin!(connection);
-    let mut timer = std::pin::pin!(tokio::time::sleep(client.time_left(limits)));
+    let look_again = shortest_limit(limits);
+    let mut timer = std::pin::pin!(tokio::time::sleep(client.time_left(limits).min(look_again)));
     let mut drain = std::pin::pin!(worker.shared.drain.cancelled());
     let mut draining = false;
     loop {
@@ -325,7 +335,7 @@ where
                     worker.shared.metrics.timeouts.inc();
                     return Ok(());
                 }
-                timer.as_mut().reset(tokio::time::Instant::now() + left);
+                timer.as_mut().reset(tokio::time::Instant::now() + left.min(look_again));
             }
             () = &mut drain, if !draining => {
                 draining = true;

@@ -1,0 +1,13 @@
+//! The proxy on real sockets: hand-made applications behind it, clients nobody here wrote in front of it.
+
+// Helpers outside of `#[test]` functions may fail a test, too.
+#![allow(clippy::expect_used, clippy::panic)]
+
+mod compat;
+mod faults;
+mod forwarding;
+mod http2;
+mod intermediary;
+mod support;
+mod tokens;
+mod upgrades;
