@@ -114,7 +114,7 @@ async fn grpc_calls_keep_their_trailers_also_through_a_replica() {
         let mut trailers = HeaderMap::new();
         trailers.insert("client-trailer", "ct".parse().expect("value"));
         let frames = [Frame::data(Bytes::from("call")), Frame::trailers(trailers)].map(Ok::<_, Infallible>);
-        let call = Request::post(format!("http://svc.example/Svc/Call"))
+        let call = Request::post("http://svc.example/Svc/Call")
             .header("content-type", "application/grpc")
             .header("te", "trailers")
             .body(StreamBody::new(futures_util::stream::iter(frames)))
