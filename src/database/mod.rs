@@ -30,7 +30,10 @@ mod look;
 mod open;
 mod recover;
 mod rollback;
+mod set_aside;
+mod snapshot;
 mod stubs;
+mod view;
 mod wal_capture;
 
 #[cfg(test)]

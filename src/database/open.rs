@@ -9,8 +9,7 @@ use parking_lot::Mutex;
 
 use super::fence::Fence;
 use super::log::Log;
-use super::recover::recover;
-use super::{CaptureState, Database, Files, Health, Links};
+use super::{Database, Files, Health};
 use crate::kernel::FileKind;
 use crate::positions::Positions;
 use crate::store::Shared;
@@ -26,34 +25,24 @@ impl Database {
         let files = Files::new(dir, shared.layout);
         let (log, opened) = Log::open(files.dir())?;
         tracing::debug!(database = %name, ?opened, pos = %log.last_pos(), "log opened");
-        let mut state = CaptureState { pos: log.last_pos(), ..CaptureState::default() };
-        let health = match recover(&files, &log, &shared) {
-            Ok(recovered) => {
-                state.pos = recovered.pos;
-                state.page_size = recovered.page_size;
-                state.checksums = recovered.checksums;
-                recovered.health
-            }
-            Err(error) => Health::Broken(format!("recovery: {error}")),
-        };
-        if let Health::Broken(reason) = &health {
-            tracing::error!(database = %name, reason, "database broken; not served");
-        }
-        let live = files.exists(FileKind::Database);
-        Ok(Arc::new(Self {
+        let database = Self {
             metrics: shared.metrics.database(&name),
             name,
             shared,
             files,
             log: Arc::new(log),
             action: Mutex::default(),
-            positions: Positions::new(state.pos),
-            capture: Mutex::new(state),
-            links: Mutex::new(Links::default()),
+            positions: Positions::new(Pos::ZERO),
+            capture: Mutex::default(),
+            links: Mutex::default(),
             fence: Fence::default(),
-            health: Mutex::new(health),
-            live: AtomicBool::new(live),
-        }))
+            health: Mutex::new(Health::Ok),
+            live: AtomicBool::new(false),
+        };
+        if let Err(error) = database.recover(&opened) {
+            database.set_broken(format!("recovery: {error}; repair the disk under data.dir and start again"));
+        }
+        Ok(Arc::new(database))
     }
 
     /// The database file exists from now on (empty, if it did not).
@@ -92,9 +81,9 @@ impl Database {
         Ok(())
     }
 
-    /// Clean stop: captures what is left and makes the log durable.
+    /// Clean stop: captures what is left, makes the log durable and keeps the page checksums for the next start.
     pub(crate) fn close(&self) {
-        let result = self.capture_everything().and_then(|_| self.sync_log());
+        let result = self.capture_everything().and_then(|_| self.save_page_checksums());
         if let Err(error) = result {
             tracing::error!(database = %self.name, %error, "capture before the stop; the next start does it");
         }

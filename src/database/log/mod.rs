@@ -22,7 +22,7 @@ mod spool;
 mod tests;
 
 pub use open::Opened;
-pub use read::Records;
+pub use read::{RecordReader, Records};
 pub use retention::Reaped;
 pub use spool::Spool;
 

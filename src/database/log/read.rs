@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use super::{Entry, Log, MEMORY_RECORD_BYTES_MAX, SEALED_INDEXES_MAX, SealedIndex, Segment, State, legacy, segment};
 use crate::database::{Record, RecordBody};
 use crate::ltx::{HEADER_BYTES, Header};
-use crate::{Pos, Txid, os};
+use crate::{Checksum, Pos, Txid, os};
 
 /// Where to look for a record.
 enum Place {
@@ -117,6 +118,21 @@ impl Log {
         Ok(self.entry(pos.txid)?.is_some_and(|(entry, _)| entry.post() == pos))
     }
 
+    /// The newest position in the log with this checksum, before the newest of all.
+    ///
+    /// # Errors
+    /// An index cannot be read, or `InvalidData`.
+    pub fn find_checksum(&self, checksum: Checksum) -> io::Result<Option<Pos>> {
+        let mut at = self.last_pos().txid;
+        while let Some((entry, _)) = self.entry(at)? {
+            if entry.pre == checksum && checksum.is_valid() {
+                return Ok(Some(entry.pre()));
+            }
+            at = entry.min.prev();
+        }
+        Ok(None)
+    }
+
     /// The records after `pos` up to the newest at this moment, oldest first; `None` when the log does not contain `pos`.
     ///
     /// # Errors
@@ -158,6 +174,54 @@ fn read_image(file: &File, entry: &Entry) -> io::Result<Bytes> {
         return Err(damaged(format_args!("record {}-{}", entry.min, entry.max)));
     }
     Ok(Bytes::from(bytes))
+}
+
+impl RecordBody {
+    /// Length of the image in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::File { len, .. } => *len,
+        }
+    }
+
+    /// Whether there is nothing, which no LTX file is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads the image from its beginning. Buffer it.
+    #[must_use]
+    pub fn reader(&self) -> RecordReader<'_> {
+        RecordReader { body: self, at: 0 }
+    }
+}
+
+/// Reads a record's image; see [`RecordBody::reader`].
+#[derive(Debug)]
+pub struct RecordReader<'a> {
+    body: &'a RecordBody,
+    at: u64,
+}
+
+impl io::Read for RecordReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.body.len() - self.at;
+        let count = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let count = match self.body {
+            RecordBody::Memory(bytes) => {
+                // The image is in memory, so its length fits.
+                let start = usize::try_from(self.at).unwrap_or(bytes.len());
+                buffer[..count].copy_from_slice(&bytes[start..start + count]);
+                count
+            }
+            RecordBody::File { file, offset, .. } => file.read_at(&mut buffer[..count], offset + self.at)?,
+        };
+        self.at += count as u64;
+        Ok(count)
+    }
 }
 
 /// Records of a log, in order; see [`Log::after`].

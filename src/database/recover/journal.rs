@@ -1,0 +1,39 @@
+//! Rolling back a hot journal, as the next SQLite client would.
+
+use std::fs::File;
+use std::io;
+
+use crate::database::Database;
+use crate::kernel::FileKind;
+use crate::os;
+use crate::sqlite::journal::{Journal, is_hot};
+use crate::sqlite::page::page_offset;
+
+/// Rolls the database back when its journal is hot, and removes the journal. A transaction whose super-journal is gone was
+/// committed: its journal is removed as well.
+pub(super) fn roll_back(database: &Database) -> io::Result<()> {
+    let path = database.files.path(FileKind::Journal);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let target = database.files.database()?;
+    // Super-journals are files of the mount that are not replicated; the journal names them by their path in it.
+    let files = database.shared.config.data_dir.join("files");
+    let exists = |name: &str| name.rsplit('/').next().is_some_and(|name| files.join(name).exists());
+    if is_hot(&file, target.metadata()?.len(), false, exists)?
+        && let Some(journal) = Journal::open(&file)?
+    {
+        let (page_size, pages) = (journal.header().page_size, journal.header().initial_pages);
+        let mut count = 0_u32;
+        journal.play_back(|pgno, page| {
+            count += 1;
+            os::write_all_at("recover.rollback", &target, page, page_offset(pgno, page_size))
+        })?;
+        os::set_len("recover.rollback", &target, u64::from(pages) * u64::from(page_size))?;
+        os::sync_data("recover.rollback", &target)?;
+        tracing::info!(database = %database.name, pages = count, "rolled back an unfinished transaction");
+    }
+    database.files.remove(FileKind::Journal)
+}
