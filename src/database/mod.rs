@@ -176,6 +176,8 @@ pub(crate) struct CaptureState {
     pub(crate) buffers: commit::CommitBuffers,
     /// What the rollback modes have to remember.
     pub(crate) rollback: rollback::RollbackState,
+    /// What applying has to remember.
+    pub(crate) applied: apply::Applied,
 }
 
 impl std::fmt::Debug for Database {

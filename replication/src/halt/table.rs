@@ -223,7 +223,7 @@ enum Reserved {
     Taken,
 }
 
-fn apply(db: &Database, path: &Path) -> Result<Pos, ApplyError> {
+fn apply(db: &Arc<Database>, path: &Path) -> Result<Pos, ApplyError> {
     use std::io::Read;
     let mut file = std::fs::File::open(path)?;
     let mut bytes = [0; litefs::ltx::HEADER_BYTES];

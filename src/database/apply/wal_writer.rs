@@ -9,14 +9,14 @@ use std::io;
 use crate::database::PageSource;
 use crate::os;
 use crate::sqlite::locks::{self, LockBytes, LockKind};
-use crate::sqlite::wal::{WAL_HEADER_LEN, WalHeader, encode_frame, frame_offset};
+use crate::sqlite::wal::{FRAME_HEADER_LEN, FrameHeader, WAL_HEADER_LEN, WalHeader, encode_frame, frame_offset};
 use crate::sqlite::wal_index::WalIndex;
 use crate::sqlite::wal_index::header::IndexHeader;
 
 /// Bytes of frames gathered before they are written. A transaction up to this size is one write.
 const WRITE_LEN_MAX: usize = 1 << 20;
 /// READ1…READ4: held by readers of frames.
-const FRAME_READERS: LockBytes = LockBytes { start: 124, len: 4 };
+pub(super) const FRAME_READERS: LockBytes = LockBytes { start: 124, len: 4 };
 
 /// Starts the WAL anew when every frame is in the database file and nobody reads frames, as SQLite's next writer would; else
 /// returns the header as it is. `lock_file` is a descriptor that holds none of READ1…READ4.
@@ -33,7 +33,8 @@ pub(super) fn restart_if_done(index: &WalIndex, lock_file: &File, header: IndexH
     restarted
 }
 
-/// Writes the frames of one transaction, enters them into the index and publishes the new header, which is returned.
+/// Writes the frames of one transaction, enters them into the index and publishes the new header. Returns it, and the header of
+/// the last frame.
 ///
 /// `pages` must give at least one page; `commit` is the database size in pages afterwards. On an error nothing was published.
 pub(super) fn append_transaction(
@@ -43,7 +44,7 @@ pub(super) fn append_transaction(
     page_size: u32,
     commit: u32,
     pages: &mut dyn PageSource,
-) -> io::Result<IndexHeader> {
+) -> io::Result<(IndexHeader, [u8; FRAME_HEADER_LEN])> {
     let mut frames = Frames::start(wal, before, page_size)?;
     let mut numbers = Vec::new();
     let mut waiting = Vec::with_capacity(page_size as usize);
@@ -55,10 +56,10 @@ pub(super) fn append_transaction(
         waiting.clear();
         waiting.extend_from_slice(page);
     }
-    let Some(last) = numbers.last() else {
+    let Some(last) = numbers.last().copied() else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a transaction without pages has no frames"));
     };
-    frames.push(*last, commit, &waiting)?;
+    frames.push(last, commit, &waiting)?;
     frames.flush()?;
     let mut frame = before.mx_frame;
     for pgno in numbers {
@@ -74,8 +75,9 @@ pub(super) fn append_transaction(
         frame_checksum: frames.chain,
         salt: frames.header.salt,
     };
+    let last_header = FrameHeader { pgno: last, commit, salt: after.salt, checksum: after.frame_checksum };
     index.write_header(&after)?;
-    Ok(after)
+    Ok((after, last_header.encode()))
 }
 
 /// Encodes frames behind the last one and writes them.

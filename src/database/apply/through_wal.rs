@@ -1,0 +1,189 @@
+//! Applying through the WAL: as a SQLite writer, beside readers.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::incoming::Incoming;
+use super::{Logged, wal_writer};
+use crate::Pos;
+use crate::database::checkpoint::{CHECKPOINT_FRAMES, Checkpointed};
+use crate::database::links::ShmLink;
+use crate::database::wal_capture::Generation;
+use crate::database::{ApplyError, CaptureState, Database, PageSource};
+use crate::kernel::FileKind;
+use crate::os;
+use crate::sqlite::locks::{self, LockKind};
+use crate::sqlite::wal::{FRAME_HEADER_LEN, WalHeader, frame_offset};
+use crate::sqlite::wal_index::header::IndexHeader;
+use crate::store::Notice;
+
+/// A WAL of this many frames that readers never let restart is drained.
+const DRAIN_FRAMES: u32 = 16 * CHECKPOINT_FRAMES;
+/// How long applying pauses for that.
+const DRAIN_WAIT: Duration = Duration::from_secs(1);
+/// How often it may.
+const DRAIN_INTERVAL: Duration = Duration::from_secs(10);
+const DRAIN_PAUSE: Duration = Duration::from_millis(2);
+
+/// What applying remembers between two records.
+#[derive(Debug, Default)]
+pub(crate) struct Applied {
+    /// The wal-index's header as we last wrote it: clients cannot repair a damaged one, as we hold WRITE.
+    header: Option<IndexHeader>,
+    /// When readers were last drained.
+    drained: Option<Instant>,
+    /// The file of `received`, once opened.
+    pub(super) received: Option<File>,
+}
+
+impl Database {
+    /// Applies a verified record through the WAL.
+    pub(super) fn apply_to_wal(&self, shm: &ShmLink, record: &mut Incoming, logged: Logged) -> Result<Pos, ApplyError> {
+        if !locks::try_lock(&shm.link.fence, locks::WRITE, LockKind::Exclusive)? {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "a client is writing").into());
+        }
+        self.drain_readers(shm)?;
+        let mut state = self.capture.lock();
+        let wal = self.wal_for_writing()?;
+        self.repair_header(shm, &wal, &state)?;
+        // A client may have committed just before the fence closed.
+        self.capture_barrier(&mut state)?;
+        if logged == Logged::No && !record.header.is_snapshot() && state.pos != record.header.pre() {
+            return Err(ApplyError::WrongPosition { expected: record.header.pre(), actual: state.pos });
+        }
+        let header = shm.index.read_header()?.ok_or_else(unreadable)?;
+        let header = wal_writer::restart_if_done(&shm.index, &shm.link.action, header)?;
+        self.log_record(record, logged, false)?;
+        let (after, last_header) = match self.write_frames(shm, &wal, &header, record) {
+            Ok(written) => written,
+            Err(error) => {
+                self.unlog(&state, logged);
+                return Err(error.into());
+            }
+        };
+        if state.wal.current.salt != after.salt {
+            state.wal.previous = state.wal.current;
+        }
+        state.wal.current =
+            Generation { salt: after.salt, frame: after.mx_frame, chain: Some(after.frame_checksum), last_header };
+        state.applied.header = Some(after);
+        let pos = self.record_applied(&mut state, record);
+        drop(state);
+        self.ask_for_checkpoint(shm, &after)?;
+        Ok(pos)
+    }
+
+    /// The WAL, created when it is missing.
+    fn wal_for_writing(&self) -> io::Result<Arc<File>> {
+        if let Some(wal) = self.files.wal()? {
+            return Ok(wal);
+        }
+        let wal = Arc::new(os::open_or_create("wal.create", &self.files.path(FileKind::Wal))?);
+        self.shared.notify(Notice::Entry(self.name.clone(), FileKind::Wal));
+        Ok(wal)
+    }
+
+    fn write_frames(
+        &self,
+        shm: &ShmLink,
+        wal: &File,
+        header: &IndexHeader,
+        record: &Incoming,
+    ) -> io::Result<(IndexHeader, [u8; FRAME_HEADER_LEN])> {
+        let (size, commit) = (record.header.page_size, record.header.commit);
+        if record.pages.is_empty() {
+            // A transaction that only cut the database: a WAL says so with any frame.
+            let page = self.read_page1(shm, wal, header, size)?;
+            let mut pages = OnePage { page, given: false };
+            return wal_writer::append_transaction(wal, &shm.index, header, size, commit, &mut pages);
+        }
+        wal_writer::append_transaction(wal, &shm.index, header, size, commit, &mut record.pages()?)
+    }
+
+    /// Nothing of the record is visible: takes it out of the log again, so that the stream can send it once more.
+    fn unlog(&self, state: &CaptureState, logged: Logged) {
+        if logged == Logged::No
+            && let Err(error) = self.log.truncate_after(state.pos.txid)
+        {
+            tracing::warn!(database = %self.name, %error, "take a record out of the log; it will be applied from there");
+        }
+    }
+
+    /// Writes a damaged wal-index header again from our copy, or rebuilds the index.
+    fn repair_header(&self, shm: &ShmLink, wal: &File, state: &CaptureState) -> io::Result<()> {
+        if shm.index.read_header()?.is_some() {
+            return Ok(());
+        }
+        let salt = WalHeader::read(wal)?.map(|header| header.salt);
+        match &state.applied.header {
+            Some(copy) if Some(copy.salt) == salt && copy.mx_frame > 0 => {
+                tracing::warn!(database = %self.name, "wal-index header damaged; writing it again");
+                shm.index.write_header(copy)
+            }
+            _ => self.rebuild_index(shm),
+        }
+    }
+
+    fn read_page1(&self, shm: &ShmLink, wal: &File, header: &IndexHeader, page_size: u32) -> io::Result<Vec<u8>> {
+        let mut page = vec![0; page_size as usize];
+        let backfill = shm.index.checkpoint_info()?.map_or(0, |info| info.backfill);
+        match shm.index.find(1, backfill.saturating_add(1), header.mx_frame)? {
+            Some(frame) => wal.read_exact_at(&mut page, frame_offset(frame, page_size) + FRAME_HEADER_LEN as u64)?,
+            None => os::read_or_zero_at(&*self.files.database()?, &mut page, 0)?,
+        }
+        Ok(page)
+    }
+
+    /// Asks for a checkpoint in the background when one is worth it.
+    fn ask_for_checkpoint(&self, shm: &ShmLink, header: &IndexHeader) -> io::Result<()> {
+        let backfill = shm.index.checkpoint_info()?.map_or(0, |info| info.backfill);
+        if header.mx_frame.saturating_sub(backfill) >= CHECKPOINT_FRAMES {
+            self.shared.notify(Notice::Checkpoint(self.name.clone()));
+        }
+        Ok(())
+    }
+
+    /// Readers that overlap for ever would keep the WAL growing. Now and then applying pauses for a moment: those who begin now read
+    /// the last frame, older ones end, the checkpoint completes, and then new ones need no frame at all.
+    fn drain_readers(&self, shm: &ShmLink) -> io::Result<()> {
+        let frames = shm.index.read_header()?.map_or(0, |header| header.mx_frame);
+        {
+            let mut state = self.capture.lock();
+            let recent = state.applied.drained.is_some_and(|at| at.elapsed() < DRAIN_INTERVAL);
+            if frames < DRAIN_FRAMES || recent {
+                return Ok(());
+            }
+            state.applied.drained = Some(Instant::now());
+        }
+        let start = Instant::now();
+        while start.elapsed() < DRAIN_WAIT {
+            let complete = self.checkpoint_once()? == Checkpointed::Complete;
+            if complete && locks::holder(&shm.link.action, wal_writer::FRAME_READERS, LockKind::Exclusive)?.is_none() {
+                return Ok(());
+            }
+            std::thread::sleep(DRAIN_PAUSE);
+        }
+        tracing::debug!(database = %self.name, frames, "readers keep the WAL from restarting");
+        Ok(())
+    }
+}
+
+fn unreadable() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "wal-index header stays damaged")
+}
+
+/// Page 1 alone.
+struct OnePage {
+    page: Vec<u8>,
+    given: bool,
+}
+
+impl PageSource for OnePage {
+    fn next_page(&mut self) -> io::Result<Option<(u32, &[u8])>> {
+        let first = !std::mem::replace(&mut self.given, true);
+        Ok(first.then_some((1, self.page.as_slice())))
+    }
+}
