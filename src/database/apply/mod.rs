@@ -63,7 +63,7 @@ impl Database {
             self.wait_fenced(Instant::now() + FENCE_WAIT)?;
         }
         let _action = self.action.lock();
-        let result = self.redo().and_then(|()| self.apply_received(&mut record));
+        let result = self.complete_from_log().and_then(|()| self.apply_received(&mut record));
         if let Err(ApplyError::Io(error)) = &result
             && error.kind() != io::ErrorKind::TimedOut
         {
@@ -96,7 +96,7 @@ impl Database {
     }
 
     /// Brings the files to the end of the log, when an earlier call failed in between. The caller holds [`Self::action`].
-    fn redo(&self) -> Result<(), ApplyError> {
+    fn complete_from_log(&self) -> Result<(), ApplyError> {
         let (at, end) = (self.pos(), self.log.last_pos());
         if at == end {
             return Ok(());
