@@ -30,6 +30,10 @@ pub(crate) const HEADER_BYTES_MAX: usize = 64 << 10;
 /// What an HTTP/2 client without TLS sends first (RFC 9113 §3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const H2_STREAMS_MAX: u32 = 200;
+/// A silent client is asked whether it is still there, so that its streams and tunnels do not stay for ever.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// Between telling an idle HTTP/2 client to go and closing.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Milliseconds on a clock that only this module reads.
 fn now_ms() -> u64 {
@@ -232,12 +236,20 @@ impl Drop for ClientIo {
     }
 }
 
+/// Small packets at once, and a peer that has vanished is noticed. A socket that refuses serves as well.
+pub(crate) fn prepare(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let _ = rustix::net::sockopt::set_socket_keepalive(stream, true);
+    let _ = rustix::net::sockopt::set_tcp_keepidle(stream, KEEPALIVE);
+    let _ = rustix::net::sockopt::set_tcp_keepintvl(stream, KEEPALIVE);
+}
+
 /// Serves a client until it leaves, a limit is passed, or the proxy drains.
 pub(crate) async fn serve(worker: Arc<Worker>, mut stream: TcpStream, peer: SocketAddr) {
     let metrics = Arc::clone(&worker.shared.metrics);
     let _open = Held::new(&metrics.connections);
     let limits = &worker.shared.config.settings;
-    let _ = stream.set_nodelay(true);
+    prepare(&stream);
     let detected = tokio::select! {
         detected = tokio::time::timeout(limits.read_header_timeout, detect(&mut stream)) => detected,
         () = worker.shared.drain.cancelled() => return,
@@ -263,6 +275,7 @@ pub(crate) async fn serve(worker: Arc<Worker>, mut stream: TcpStream, peer: Sock
         client.multiplexed.store(true, Ordering::Relaxed);
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
+            .keep_alive_interval(KEEPALIVE)
             .max_concurrent_streams(H2_STREAMS_MAX)
             .max_header_list_size(HEADER_BYTES_MAX as u32)
             .serve_connection(io, service);
@@ -299,7 +312,7 @@ async fn detect(stream: &mut TcpStream) -> io::Result<Option<(Bytes, bool)>> {
     }
 }
 
-/// No phase can begin and exceed its limit between two looks that are this far apart by more than once this time.
+/// How often the limits are looked at: a phase may begin right after a look, so it ends at most this much too late.
 fn shortest_limit(limits: &ProxySettings) -> Duration {
     [limits.read_header_timeout, limits.idle_timeout, limits.read_timeout, limits.write_timeout]
         .into_iter()
@@ -333,9 +346,15 @@ where
                 let left = client.time_left(limits);
                 if left.is_zero() {
                     worker.shared.metrics.timeouts.inc();
-                    return Ok(());
+                    if draining || !client.multiplexed.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                    // HTTP/2 can say that no more requests are taken; a client that is there hears it by then.
+                    draining = true;
+                    graceful_shutdown(connection.as_mut());
                 }
-                timer.as_mut().reset(tokio::time::Instant::now() + left.min(look_again));
+                let next = if left.is_zero() { FAREWELL } else { left.min(look_again) };
+                timer.as_mut().reset(tokio::time::Instant::now() + next);
             }
             () = &mut drain, if !draining => {
                 draining = true;

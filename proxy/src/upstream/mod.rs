@@ -146,7 +146,7 @@ fn builder() -> http1::Builder {
 async fn open(address: &HostPort) -> io::Result<TcpStream> {
     let connecting = TcpStream::connect((address.host.as_str(), address.port));
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await??;
-    stream.set_nodelay(true)?;
+    crate::connection::prepare(&stream);
     Ok(stream)
 }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, clippy::panic)]
 
 mod compat;
+mod consistency;
 mod faults;
 mod forwarding;
 mod http2;

@@ -54,7 +54,21 @@ impl Node {
     }
 
     pub fn set_role(&self, role: Role) {
+        let _no_commit = self.databases.lock();
         self.role.send_replace(role);
+    }
+
+    /// A transaction of an application that is allowed to write only on the primary.
+    pub fn commit_if_primary(&self) -> Option<u64> {
+        let mut databases = self.databases.lock();
+        let (_, committed) = databases.get_mut("app.db").filter(|_| *self.role.borrow() == Role::Primary)?;
+        *committed += 1;
+        Some(*committed)
+    }
+
+    /// What the application sees.
+    pub fn committed(&self) -> u64 {
+        self.databases.lock().get("app.db").map_or(0, |(_, committed)| *committed)
     }
 
     /// A transaction of the application, not captured yet.
