@@ -5,7 +5,7 @@ use std::time::Duration;
 use litefs_lease::{Acquire, BootInstant, Holder, LeaseId};
 
 use super::machine::{Attempt, Machine, Next, earliest, sleep_until};
-use super::{PromoteError, Request, Role, StreamEnd};
+use super::{PromoteError, Role, StreamEnd};
 
 /// How long the stream of a primary may go on that holds the lease no more: a clean one sends its last transactions and `end`.
 const STREAM_GRACE: Duration = Duration::from_secs(1);
@@ -49,6 +49,10 @@ impl Machine {
                     }
                 }
             }
+            let promote_due = self.promote_wanted.is_some_and(|at| BootInstant::now() >= at);
+            if !promote_due {
+                wake = earliest(wake, self.promote_wanted);
+            }
             tokio::select! {
                 biased;
                 end = &mut stream => return self.stream_ended(end, &holder).await,
@@ -58,7 +62,7 @@ impl Machine {
                         self.end_promotion(|| Err(PromoteError::Failed(text.clone())));
                     }
                 }
-                () = synced.synced(), if self.promote_wanted => self.promote_now(),
+                () = synced.synced(), if promote_due => self.promote_now(),
                 request = self.requests.recv() => {
                     if self.handle(request) {
                         return Next::Stop;
@@ -68,19 +72,6 @@ impl Machine {
                 () = sleep_until(wake) => {}
             }
         }
-    }
-
-    /// `lease.promote`: once caught up, asks for the lease as `POST /promote` does; once in a run.
-    fn promote_now(&mut self) {
-        self.promote_wanted = false;
-        tracing::info!("caught up: asking the primary for its lease (lease.promote)");
-        let (answer, answered) = tokio::sync::oneshot::channel();
-        self.handle(Some(Request::Promote { force: false, answer }));
-        tokio::spawn(async move {
-            if let Ok(Err(error)) = answered.await {
-                tracing::warn!(%error, "this node could not be promoted (lease.promote)");
-            }
-        });
     }
 
     async fn stream_ended(&mut self, end: StreamEnd, holder: &Holder) -> Next {

@@ -46,7 +46,7 @@ impl Machine {
             };
         }
         tracing::info!(lease = %tenure.id(), "this node is the primary");
-        self.promote_wanted = false;
+        self.promote_wanted = None;
         self.end_promotion(|| Ok(()));
         let (mut open, margin) = (true, self.fence_margin());
         loop {

@@ -43,6 +43,8 @@ pub(super) struct Promotion {
     pub(super) force: bool,
     /// The primary has been asked for its lease.
     pub(super) asked: bool,
+    /// By `lease.promote`: tried again when it fails.
+    pub(super) is_configured: bool,
     until: BootInstant,
     answers: Vec<oneshot::Sender<Result<(), PromoteError>>>,
 }
@@ -57,8 +59,8 @@ pub(super) struct Machine {
     pub(super) requests: mpsc::Receiver<Request>,
     pub(super) feed: watch::Receiver<Feed>,
     pub(super) promotion: Option<Promotion>,
-    /// `lease.promote` is still to be done.
-    pub(super) promote_wanted: bool,
+    /// `lease.promote` is still to be done, but not before this.
+    pub(super) promote_wanted: Option<BootInstant>,
     /// Before that this node does not compete (`lease.demote-delay`).
     pub(super) not_before: BootInstant,
     /// Before that no further attempt at the lease.
@@ -98,7 +100,8 @@ impl Machine {
         let RoleParts { config, engine, leaser, fence, links } = parts;
         let recorder = Recorder::new(leaser.clone(), engine.clone(), config.candidate);
         Self {
-            promote_wanted: config.promote && config.candidate && leaser.kind() != LeaserKind::Static,
+            promote_wanted: (config.promote && config.candidate && leaser.kind() != LeaserKind::Static)
+                .then_some(BootInstant::PAST),
             observer: Observer::new(leaser.timing()),
             config,
             engine,
@@ -298,13 +301,22 @@ impl Machine {
             }
             Some(Request::Promote { force, answer }) => {
                 let until = BootInstant::now().after(PROMOTE_WITHIN);
-                let new = || Promotion { force: false, asked: false, until, answers: Vec::new() };
+                let new = || Promotion { force: false, asked: false, is_configured: false, until, answers: Vec::new() };
                 let promotion = self.promotion.get_or_insert_with(new);
                 promotion.force |= force;
                 promotion.answers.push(answer);
             }
         }
         false
+    }
+
+    /// `lease.promote`: once caught up, asks for the lease as `POST /promote` does, until this node has led once.
+    pub(super) fn promote_now(&mut self) {
+        self.promote_wanted = None;
+        tracing::debug!("caught up: asking the primary for its lease (lease.promote)");
+        let until = BootInstant::now().after(PROMOTE_WITHIN);
+        let new = || Promotion { force: false, asked: false, is_configured: true, until, answers: Vec::new() };
+        self.promotion.get_or_insert_with(new).is_configured = true;
     }
 
     /// Ends a promotion that takes too long; else says when it does.
@@ -320,7 +332,16 @@ impl Machine {
 
     /// Answers everybody who waits for a promotion.
     pub(super) fn end_promotion(&mut self, result: impl Fn() -> Result<(), PromoteError>) {
-        for answer in self.promotion.take().into_iter().flat_map(|promotion| promotion.answers) {
+        let Some(promotion) = self.promotion.take() else { return };
+        if promotion.is_configured
+            && let Err(error) = result()
+        {
+            if self.is_news(&error.to_string()) {
+                tracing::warn!(%error, "this node could not be promoted (lease.promote); trying again");
+            }
+            self.promote_wanted = Some(BootInstant::now().after(self.config.reconnect_delay));
+        }
+        for answer in promotion.answers {
             let _ = answer.send(result());
         }
     }

@@ -72,7 +72,12 @@ async fn a_lease_that_is_lost_on_its_way_is_taken_back() {
 async fn with_lease_promote_a_node_asks_for_the_lease_once_it_has_caught_up() {
     let cluster = Cluster::new();
     let (a, _b) = pair(&cluster).await;
+    a.engine.is_busy.store(true, Ordering::SeqCst);
     let c = cluster.node_with("c", RoleConfig { promote: true, ..candidate() }, |_| {});
+    until("c follows", || a.followers() == 2).await;
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    assert!(!c.could_write());
+    a.engine.is_busy.store(false, Ordering::SeqCst); // It is refused until here, and asks again.
     until("c leads", || c.could_write()).await;
     until("a follows", || a.is_role(Role::Replica)).await;
     a.role.promote(false).await.unwrap();
