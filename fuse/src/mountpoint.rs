@@ -77,7 +77,8 @@ fn probe(dir: &Path) -> Option<io::Result<()>> {
     let (sender, receiver) = mpsc::channel();
     let dir = dir.to_owned();
     thread::spawn(move || {
-        let _ = sender.send(std::fs::metadata(&dir).map(|_| ()));
+        // Not `stat`: the kernel may answer that from its cache for a dead process.
+        let _ = sender.send(rustix::fs::statvfs(&dir).map(|_| ()).map_err(io::Error::from));
     });
     receiver.recv_timeout(PROBE_WAIT).ok()
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, unbounded};
+use litefs::database::Health;
 use litefs::store::{Mode, StoreConfig};
 use litefs::{Database, DbName, Store};
 use litefs_fuse::{HaltLocks, Mount, MountError, MountOptions, NodeInfo, Passthrough};
@@ -130,6 +131,7 @@ impl Node {
     /// The engine's copy of a database, checked by SQLite, must hold what clients see: the same dump.
     pub fn verify(&self, name: &str) {
         let database = self.database(name);
+        assert_eq!(database.health(), Health::Ok, "{name}");
         let mut copy = tempfile::NamedTempFile::new().expect("temporary file");
         // Until the engine can export.
         let exported = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| database.export(&mut copy)));

@@ -9,4 +9,6 @@ mod harness;
 mod lifecycle;
 mod namespace;
 mod processes;
+mod replica;
+mod soak;
 mod sqlite;

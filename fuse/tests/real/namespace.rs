@@ -133,7 +133,7 @@ fn the_engines_directory_is_hidden_and_leads_to_database_files_only() {
 fn modes_owners_and_times_are_the_clients() {
     let node = Node::start();
     let path = node.path("file");
-    let file = File::options().write(true).create(true).mode(0o640).open(&path).expect("create");
+    let file = File::options().write(true).create_new(true).mode(0o640).open(&path).expect("create");
     assert_eq!(file.metadata().expect("stat").permissions().mode() & 0o777, 0o640);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
     std::os::unix::fs::chown(&path, Some(12345), Some(54321)).expect("chown");
@@ -236,7 +236,7 @@ fn reads_at_odd_places_are_right() {
     let node = Node::start();
     let path = node.path("data");
     let bytes: Vec<u8> = (0..300_000u32).map(|i| (i % 251) as u8).collect();
-    let file = File::options().read(true).write(true).create(true).open(&path).expect("create");
+    let file = File::options().read(true).write(true).create_new(true).open(&path).expect("create");
     file.write_all_at(&bytes, 0).expect("write");
     for (offset, len) in [(0usize, 10usize), (4090, 20), (131_071, 2), (299_990, 10)] {
         let mut part = vec![0; len];
