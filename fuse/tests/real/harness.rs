@@ -133,10 +133,7 @@ impl Node {
         let database = self.database(name);
         assert_eq!(database.health(), Health::Ok, "{name}");
         let mut copy = tempfile::NamedTempFile::new().expect("temporary file");
-        // Until the engine can export.
-        let exported = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| database.export(&mut copy)));
-        let Ok(exported) = exported else { return };
-        let exported = exported.expect("export");
+        let exported = database.export(&mut copy).expect("export");
         assert!(!exported.is_zero(), "{name}: nothing was captured");
         assert_eq!(sqlite3(copy.path(), "PRAGMA integrity_check"), "ok", "{name}: the export is damaged");
         assert_eq!(sqlite3(copy.path(), ".dump"), sqlite3(&self.path(name), ".dump"), "{name}");

@@ -180,7 +180,6 @@ fn an_empty_file_and_a_file_of_something_else_are_no_databases() {
 }
 
 #[test]
-#[ignore = "until the engine recovers"]
 fn a_database_survives_a_restart_of_the_node() {
     let node = Node::start();
     node.open("a.db")
