@@ -221,6 +221,7 @@ impl Machine {
             self.take_note();
             let holder = self.view().and_then(|view| view.holder.clone());
             if holder.is_some_and(|holder| holder.index > sent.reclaim.key_index) {
+                self.not_before = BootInstant::PAST; // It has arrived: if that node fails, this one competes again.
                 return Next::Seek;
             }
             tokio::select! {

@@ -41,12 +41,21 @@ pub(super) enum Next {
 /// A promotion that somebody waits for.
 pub(super) struct Promotion {
     pub(super) force: bool,
-    /// The primary has been asked for its lease.
-    pub(super) asked: bool,
+    /// When to ask the primary for its lease; `None`: it has been asked.
+    pub(super) ask_at: Option<BootInstant>,
     /// By `lease.promote`: tried again when it fails.
     pub(super) is_configured: bool,
     until: BootInstant,
     answers: Vec<oneshot::Sender<Result<(), PromoteError>>>,
+}
+
+/// When to try the same holder again: soon at first, because a new primary may not be ready yet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FollowAgain {
+    /// [`Holder::index`].
+    pub(super) index: u64,
+    pub(super) delay: Duration,
+    pub(super) at: BootInstant,
 }
 
 /// The role machine.
@@ -65,8 +74,8 @@ pub(super) struct Machine {
     pub(super) not_before: BootInstant,
     /// Before that no further attempt at the lease.
     pub(super) retry_at: BootInstant,
-    /// Before that no further stream from the holder with this index.
-    pub(super) follow_again: Option<(u64, BootInstant)>,
+    /// After a stream from a holder has ended.
+    pub(super) follow_again: Option<FollowAgain>,
     pub(super) stop: Option<oneshot::Sender<()>>,
     pub(super) recorder: Recorder,
     state: watch::Sender<RoleState>,
@@ -160,7 +169,7 @@ impl Machine {
             }
             match view.as_ref().and_then(|view| self.primary_of(view)) {
                 Some(holder) => {
-                    let again = self.follow_again.filter(|(index, _)| *index == holder.index).map(|(_, at)| at);
+                    let again = self.follow_again.filter(|again| again.index == holder.index).map(|again| again.at);
                     if again.is_none_or(|at| BootInstant::now() >= at) {
                         return Next::Follow(holder);
                     }
@@ -223,7 +232,7 @@ impl Machine {
         match self.leaser.acquire(how).await {
             Ok(lease) => {
                 self.yielding_since = None;
-                self.said.clear();
+                self.all_is_news();
                 Attempt::Got(lease)
             }
             Err(error) => Attempt::Wait(Some(self.attempt_failed(&error))),
@@ -242,8 +251,13 @@ impl Machine {
         self.retry_at
     }
 
+    /// What has been said may be said again: something has worked since.
+    pub(super) fn all_is_news(&mut self) {
+        self.said.clear();
+    }
+
     /// Whether a reason is new and should be logged.
-    fn is_news(&mut self, text: &str) -> bool {
+    pub(super) fn is_news(&mut self, text: &str) -> bool {
         if self.said.len() >= SAID_MAX {
             self.said.clear();
         }
@@ -301,7 +315,13 @@ impl Machine {
             }
             Some(Request::Promote { force, answer }) => {
                 let until = BootInstant::now().after(PROMOTE_WITHIN);
-                let new = || Promotion { force: false, asked: false, is_configured: false, until, answers: Vec::new() };
+                let new = || Promotion {
+                    force: false,
+                    ask_at: Some(BootInstant::PAST),
+                    is_configured: false,
+                    until,
+                    answers: Vec::new(),
+                };
                 let promotion = self.promotion.get_or_insert_with(new);
                 promotion.force |= force;
                 promotion.answers.push(answer);
@@ -315,7 +335,13 @@ impl Machine {
         self.promote_wanted = None;
         tracing::debug!("caught up: asking the primary for its lease (lease.promote)");
         let until = BootInstant::now().after(PROMOTE_WITHIN);
-        let new = || Promotion { force: false, asked: false, is_configured: true, until, answers: Vec::new() };
+        let new = || Promotion {
+            force: false,
+            ask_at: Some(BootInstant::PAST),
+            is_configured: true,
+            until,
+            answers: Vec::new(),
+        };
         self.promotion.get_or_insert_with(new).is_configured = true;
     }
 
