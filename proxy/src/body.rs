@@ -12,7 +12,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
 
-use crate::connection::{ClientState, RequestGuard};
+use crate::client::{ClientState, RequestGuard};
 use crate::metrics::Held;
 use crate::upstream::DrivenBody;
 

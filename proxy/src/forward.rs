@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use crate::answer::Answer;
 use crate::body::UpstreamBody;
+use crate::client::ClientState;
 use crate::config::{ForwardMode, HostPort};
-use crate::connection::ClientState;
 use crate::fly_replay::{self, FlyReplay};
 use crate::headers::{HOP, REFUSED};
 use crate::local;

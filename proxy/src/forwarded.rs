@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::connection::ClientState;
+use crate::client::ClientState;
 use crate::headers;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");

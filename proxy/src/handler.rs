@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 
 use crate::answer::Answer;
 use crate::body::AnswerBody;
-use crate::connection::{ClientState, RequestGuard};
+use crate::client::{ClientState, RequestGuard};
 use crate::metrics::{Decision, Held};
 use crate::node::Role;
 use crate::outgoing::Outgoing;

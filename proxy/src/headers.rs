@@ -44,6 +44,11 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether a field of this name always concerns one connection only.
+pub(crate) fn is_hop_by_hop(name: &HeaderName) -> bool {
+    HOP_BY_HOP.contains(name)
+}
+
 /// Fields without which a message means something else: naming them in `Connection` is an attack, not a wish.
 fn is_end_to_end(name: &str) -> bool {
     ["host", "content-length", "content-type", "authorization", "cookie", "forwarded", "via"]

@@ -14,7 +14,7 @@
 //!
 //! | phase | module | what happens |
 //! |---|---|---|
-//! | receive | [`connection`], [`request`] | HTTP/1.1 or HTTP/2; time and size limits; malformed requests end here |
+//! | receive | [`connection`], [`client`], [`request`] | HTTP/1.1 or HTTP/2; time and size limits; malformed requests end here |
 //! | route | [`route`] | one decision from path, method, token and role; no I/O |
 //! | wait | [`wait`] | a read sleeps until its position is applied here; a write until a primary is known |
 //! | send | [`upstream`], [`local`], [`forward`] | pooled connections to the application and to the primary's proxy |
@@ -27,6 +27,7 @@
 mod answer;
 mod body;
 mod capture;
+mod client;
 mod config;
 mod connection;
 pub mod fly_replay;

@@ -7,7 +7,7 @@ use hyper::upgrade::OnUpgrade;
 use litefs::Txid;
 
 use crate::body::{ReplayableBody, RequestBody, UpstreamBody};
-use crate::connection::ClientState;
+use crate::client::ClientState;
 use crate::forwarded;
 use crate::headers::{self, HOP, TXID};
 use crate::request::Received;
@@ -34,6 +34,8 @@ pub(crate) struct Outgoing {
     pub seen: Txid,
     body: Source,
     options: SendOptions,
+    /// To whom interim answers go; `None`: the client does not understand them.
+    interim: Option<Arc<ClientState>>,
     upgrade: Option<(HeaderValue, OnUpgrade)>,
 }
 
@@ -79,6 +81,7 @@ impl Outgoing {
             seen: request.token.first,
             body,
             options: SendOptions { response_timeout: settings.response_timeout, h2: request.grpc },
+            interim: request.interim.then(|| Arc::clone(client)),
             upgrade: request.upgrade,
         }
     }
@@ -136,6 +139,14 @@ impl Outgoing {
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = headers;
+        if let Some(client) = self.interim.clone() {
+            hyper::ext::on_informational(&mut request, move |answer| {
+                // The expectation of "100 Continue" was met here.
+                if answer.status() != StatusCode::CONTINUE {
+                    client.send_interim(answer.status(), answer.headers());
+                }
+            });
+        }
         Some(request)
     }
 

@@ -6,7 +6,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 use crate::answer::Answer;
-use crate::connection::ClientState;
+use crate::client::ClientState;
 use crate::forwarded;
 use crate::headers::{self, HOP, TXID};
 use crate::token::{self, Token};
@@ -30,6 +30,8 @@ pub(crate) struct Received {
     pub trailers: bool,
     /// gRPC: must be HTTP/2 all the way.
     pub grpc: bool,
+    /// Interim answers can be passed on: the client speaks HTTP/1.1.
+    pub interim: bool,
     /// The client came over TLS.
     pub secure: bool,
 }
@@ -69,6 +71,7 @@ pub(crate) fn receive(
         target: parts.uri.into_parts().path_and_query.unwrap_or(PathAndQuery::from_static("/")),
         token: read_token(&headers),
         upgrade,
+        interim: parts.version == Version::HTTP_11,
         from_peer: headers.contains_key(HOP),
         trailers: headers::lists(&headers, header::TE, "trailers"),
         grpc: is_h2 && content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")),

@@ -2,7 +2,7 @@
 
 use litefs_proxy::{ProxySettings, Role};
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::*;
 
@@ -174,4 +174,38 @@ c.request("HEAD", "/"); r = c.getresponse(); assert (r.status, r.read(), r.gethe
     let output = within(python.output()).await.expect("python runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(app.seen.lock()[0].body, b"chunk0chunk1chunk2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interim_answers_are_passed_on_at_once_also_through_a_replica() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let addr = listener.local_addr().expect("addr");
+    let (proceed, mut wanted) = tokio::sync::mpsc::channel::<()>(1);
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("accept");
+        let mut buffer = Vec::new();
+        while read_request(&mut stream, &mut buffer).await.is_some() {
+            let hint = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\nConnection: x\r\n\r\n";
+            stream.write_all(hint).await.expect("hint");
+            wanted.recv().await.expect("the test goes on");
+            stream.write_all(&ok("final")).await.expect("answer");
+        }
+    });
+    let node = Node::new(Role::Primary);
+    let primary = start(&node, ProxySettings { workers: 1, ..settings(addr) });
+    let replica_node = Node::new(primary.as_primary());
+    let replica = start(&replica_node, settings(addr));
+    for proxy in [&primary, &replica] {
+        let mut stream = TcpStream::connect(proxy.addr).await.expect("connect");
+        for _ in 0..2 {
+            let request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+            stream.write_all(request).await.expect("send");
+            let hint = read_until(&mut stream, "\r\n\r\n").await;
+            assert!(hint.starts_with("HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n"), "{hint}");
+            assert!(!hint.contains("connection"), "{hint}");
+            proceed.send(()).await.expect("app");
+            let answer = read_until(&mut stream, "final").await;
+            assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+        }
+    }
 }
