@@ -22,6 +22,9 @@ use crate::names::ALIAS_DIRECTORY;
 use crate::tree::{Layout, Tree};
 use crate::workers::FUSE_THREADS;
 
+/// Threads that read requests of the control mount; what waits there has a thread of its own.
+const CONTROL_THREADS: usize = 2;
+
 /// `fuse.passthrough`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Passthrough {
@@ -104,12 +107,24 @@ impl Mount {
         let watch = |what| Watch { what, stopping: Arc::clone(&stopping), on_dead: Arc::clone(&options.on_dead) };
 
         let mut undo = Undo::default();
-        let main = mount_session(&dir, options.allow_other, MainFs::new(Arc::clone(&tree), passthrough), &mut undo)?;
+        let main = mount_session(
+            &dir,
+            options.allow_other,
+            FUSE_THREADS,
+            MainFs::new(Arc::clone(&tree), passthrough),
+            &mut undo,
+        )?;
         let notifier = main.notifier();
         let mut threads = vec![watch("main").run(main)?];
         let locks = Arc::new(LockTable::new(halt_locks));
         let control = ControlFs::new(Arc::clone(&store), locks);
-        threads.push(watch("control").run(mount_session(&control_dir, options.allow_other, control, &mut undo)?)?);
+        threads.push(watch("control").run(mount_session(
+            &control_dir,
+            options.allow_other,
+            CONTROL_THREADS,
+            control,
+            &mut undo,
+        )?)?);
         threads.push(run_notifier(notifier.clone(), notifications).map_err(MountError::Start)?);
         let alias = open_alias(&dir).map_err(MountError::Start)?;
         let kernel = Arc::new(MountKernel::new(Arc::clone(&tree), notifier, alias, queue.clone()));
@@ -195,22 +210,23 @@ impl Drop for Undo {
     }
 }
 
-fn session_config(allow_other: bool) -> Config {
+fn session_config(allow_other: bool, threads: usize) -> Config {
     let mut config = Config::default();
     config.acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
-    config.n_threads = Some(FUSE_THREADS);
+    config.n_threads = Some(threads);
     config
 }
 
 fn mount_session<F: Filesystem>(
     dir: &Path,
     allow_other: bool,
+    threads: usize,
     filesystem: F,
     undo: &mut Undo,
 ) -> Result<BackgroundSession, MountError> {
     let device = mount_fuse(dir, allow_other)?;
     undo.0.push(dir.to_owned());
-    let config = session_config(allow_other);
+    let config = session_config(allow_other, threads);
     let session = Session::from_fd(filesystem, device, config.acl, config).map_err(MountError::Start)?;
     session.spawn().map_err(MountError::Start)
 }
@@ -274,7 +290,7 @@ fn choose_io(dir: &Path, data_dir: &Path, options: &MountOptions) -> Result<IoMo
 }
 
 fn try_passthrough(device: OwnedFd, data_dir: &Path) -> io::Result<()> {
-    let session = Session::from_fd(Probe, device, SessionACL::Owner, session_config(false))?;
+    let session = Session::from_fd(Probe, device, SessionACL::Owner, session_config(false, 1))?;
     let path = data_dir.join(".passthrough-probe");
     let probe = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
     // The connection ends right after this, and the ID with it.

@@ -3,13 +3,12 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::process::Command;
 
 use litefs_fuse::{MountError, Passthrough, force_unmount};
 
-use crate::harness::{Node, PATIENCE, eventually, python, read_line};
+use crate::harness::{Node, PATIENCE, python, read_line};
 
-fn is_mounted(dir: &std::path::Path) -> bool {
+pub fn is_mounted(dir: &std::path::Path) -> bool {
     let table = fs::read_to_string("/proc/self/mountinfo").expect("mount table");
     table.lines().any(|line| line.contains(dir.to_str().expect("text")))
 }
@@ -64,54 +63,10 @@ fn a_dead_connection_is_reported() {
     assert!(!is_mounted(dir.path()));
 }
 
-/// Run by [`the_mount_of_a_killed_process_is_cleaned_at_start`] in a process of its own.
-#[test]
-#[ignore = "run by another test as the process that is killed"]
-fn hold_a_mount_until_killed() {
-    let dir = std::env::var_os("LITEFS_TEST_DIR").expect("set by the parent");
-    let parent = std::path::PathBuf::from(dir);
-    let holder = tempfile::Builder::new().prefix("node").disable_cleanup(true).tempdir_in(&parent).expect("dir");
-    fs::write(parent.join("path"), holder.path().to_str().expect("text")).expect("write");
-    let node = Node::start_in(holder, Passthrough::Auto).expect("mount");
-    fs::write(node.path("file"), "x").expect("write");
-    fs::write(parent.join("ready"), "").expect("write");
-    loop {
-        std::thread::park();
-    }
-}
-
-#[test]
-fn the_mount_of_a_killed_process_is_cleaned_at_start() {
-    let parent = tempfile::tempdir().expect("dir");
-    let mut holder = Command::new(std::env::current_exe().expect("this test"))
-        .args(["--ignored", "--exact", "lifecycle::hold_a_mount_until_killed"])
-        .env("LITEFS_TEST_DIR", parent.path())
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .expect("start");
-    eventually("it is mounted", || parent.path().join("ready").exists());
-    let dir = fs::read_to_string(parent.path().join("path")).expect("path");
-    holder.kill().expect("kill");
-    holder.wait().expect("wait");
-    let mount = std::path::Path::new(&dir).join("mnt");
-    eventually("the connection is dead", || rustix::fs::statvfs(&mount).is_err());
-    assert!(is_mounted(&mount));
-    // The same directories, in a new process as it were.
-    let again = tempfile::Builder::new().prefix("again").tempdir_in(parent.path()).expect("dir");
-    fs::remove_dir(again.path()).expect("rmdir");
-    std::os::unix::fs::symlink(&dir, again.path()).expect("link");
-    let node = Node::start_in(again, Passthrough::Auto).expect("mount over the stale one");
-    assert_eq!(fs::read_to_string(node.path("file")).expect("read"), "x");
-    drop(node.stop());
-    assert!(!is_mounted(&mount));
-}
-
 #[test]
 fn two_mounts_on_one_directory_are_refused() {
     let node = Node::start();
     let dir = tempfile::tempdir().expect("dir");
-    std::os::unix::fs::symlink(node.dir().parent().expect("parent").join("mnt"), dir.path().join("mnt")).ok();
-    fs::remove_file(dir.path().join("mnt")).expect("remove");
     let options = litefs_fuse::MountOptions {
         dir: node.dir(),
         control_dir: dir.path().join("control"),

@@ -6,6 +6,7 @@
 
 mod halt;
 mod harness;
+mod killed_node;
 mod lifecycle;
 mod namespace;
 mod processes;

@@ -6,7 +6,7 @@ use std::process::Child;
 use crate::harness::{Node, python, read_line, sqlite3};
 
 /// Inserts rows for ever and prints each one's number when it is committed.
-const WRITER: &str = "import sqlite3,sys,os\n\
+pub const WRITER: &str = "import sqlite3,sys,os\n\
      c=sqlite3.connect(sys.argv[1],timeout=60,isolation_level=None)\nwho=sys.argv[2]\ni=0\n\
      while True:\n\
      \x20c.execute('BEGIN IMMEDIATE')\n\
