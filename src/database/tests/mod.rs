@@ -6,6 +6,7 @@
 mod client;
 mod fence;
 mod model;
+mod snapshot;
 mod wal;
 
 use std::path::PathBuf;
