@@ -287,6 +287,11 @@ impl Database {
         Ok(self.pos())
     }
 
+    /// Whether a remote node holds the HALT lock.
+    pub(crate) fn is_halted(&self) -> bool {
+        self.fence.reasons.lock().halted
+    }
+
     /// Lets clients write again.
     pub fn unhalt(self: &Arc<Self>) {
         self.fence.reasons.lock().halted = false;

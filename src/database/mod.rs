@@ -32,7 +32,6 @@ mod recover;
 mod rollback;
 mod set_aside;
 mod snapshot;
-mod stubs;
 mod view;
 mod wal_capture;
 

@@ -138,6 +138,13 @@ pub fn set_wal(page1: &mut [u8], wal: bool) {
     }
 }
 
+/// Sets the schema cookie of page 1: clients with another one read the schema again.
+pub fn set_schema_cookie(page1: &mut [u8], cookie: u32) {
+    if let Some(bytes) = page1.get_mut(40..44) {
+        bytes.copy_from_slice(&cookie.to_be_bytes());
+    }
+}
+
 /// Sets the change counter and "version-valid-for", and with them makes the page count field valid.
 pub fn set_change_counter(page1: &mut [u8], counter: u32, page_count: u32) {
     for (at, value) in [(24, counter), (28, page_count), (92, counter)] {

@@ -55,6 +55,20 @@ impl Incoming {
         Ok(Self { header, trailer, pages, page1_wal, body: tee.into_body()? })
     }
 
+    /// A record that was made here, in a spool.
+    pub(super) fn made(
+        header: Header,
+        trailer: Trailer,
+        pages: Vec<(u32, Checksum)>,
+        page1_wal: bool,
+        mut spool: Spool,
+    ) -> io::Result<Self> {
+        spool.flush()?;
+        let ((file, start), len) = (spool.file(), spool.len());
+        let body = Body::Spool { spool: Some(Box::new(spool)), file, start, len };
+        Ok(Self { header, trailer, pages, page1_wal: Some(page1_wal), body })
+    }
+
     /// A record of our own log, read again.
     pub(super) fn reread(log: &Log, record: &crate::database::Record) -> Result<Self, ApplyError> {
         match &record.body {

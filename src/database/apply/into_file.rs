@@ -46,6 +46,7 @@ impl Database {
         let written = match begun {
             Ok(()) => self.write_into_file(record),
             Err(error) => {
+                self.unlog(&self.capture.lock(), logged);
                 self.not_alone(&alone)?;
                 return Err(error);
             }

@@ -11,6 +11,7 @@
 //! In each the record is in the log before the first byte of the database changes: a crash in between leaves a log ahead of the
 //! files, and recovery (or the next call) applies it from there.
 
+mod import;
 mod incoming;
 mod into_file;
 mod received;
@@ -98,7 +99,8 @@ impl Database {
     /// Brings the files to the end of the log, when an earlier call failed in between. The caller holds [`Self::action`].
     fn complete_from_log(&self) -> Result<(), ApplyError> {
         let (at, end) = (self.pos(), self.log.last_pos());
-        if at == end {
+        // What is broken is not at the log's end because the log cannot bring it there: only a snapshot helps.
+        if at == end || matches!(self.health(), Health::Broken(_)) {
             return Ok(());
         }
         tracing::info!(database = %self.name, %at, %end, "apply from the log what an earlier attempt left over");

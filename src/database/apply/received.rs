@@ -11,7 +11,7 @@ use std::io;
 
 use super::Incoming;
 use crate::Pos;
-use crate::database::{ApplyError, CaptureState, Database};
+use crate::database::{ApplyError, CaptureState, Database, Health};
 use crate::os;
 
 /// The file's name in the database's directory: a position as text.
@@ -48,6 +48,14 @@ impl Database {
 
     /// Before a snapshot replaces our history: what the primary does not have goes to `lost+found`.
     pub(super) fn keep_diverged_tail(&self, record: &Incoming) -> Result<(), ApplyError> {
+        if matches!(self.health(), Health::Broken(_)) {
+            let folder = self.keep_files_aside().map_err(|error| ApplyError::SetAside(error.to_string()))?;
+            tracing::warn!(
+                database = %self.name, folder = %folder.display(),
+                "the files of the broken database were kept aside before a snapshot replaces them"
+            );
+            return Ok(());
+        }
         let (ours, theirs) = (self.pos(), record.post());
         let received = self.received_pos();
         if ours.is_zero() || (ours == received && ours.txid < theirs.txid) {

@@ -104,8 +104,9 @@ impl Database {
     }
 
     /// Nothing of the record is visible: takes it out of the log again, so that the stream can send it once more.
-    fn unlog(&self, state: &CaptureState, logged: Logged) {
+    pub(super) fn unlog(&self, state: &CaptureState, logged: Logged) {
         if logged == Logged::No
+            && self.log.last_pos() != state.pos
             && let Err(error) = self.log.truncate_after(state.pos.txid)
         {
             tracing::warn!(database = %self.name, %error, "take a record out of the log; it will be applied from there");
@@ -124,6 +125,20 @@ impl Database {
                 shm.index.write_header(copy)
             }
             _ => self.rebuild_index(shm),
+        }
+    }
+
+    /// Page 1 as readers see it now.
+    pub(super) fn page1_through(&self, shm: &ShmLink) -> io::Result<Vec<u8>> {
+        let header = shm.index.read_header()?.ok_or_else(unreadable)?;
+        let page_size = self.capture.lock().page_size;
+        match self.files.wal()? {
+            Some(wal) if header.mx_frame > 0 => self.read_page1(shm, &wal, &header, header.page_size),
+            _ => {
+                let mut page = vec![0; page_size as usize];
+                os::read_or_zero_at(&*self.files.database()?, &mut page, 0)?;
+                Ok(page)
+            }
         }
     }
 

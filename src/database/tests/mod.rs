@@ -5,6 +5,7 @@
 
 mod client;
 mod fence;
+mod import;
 mod model;
 mod snapshot;
 mod wal;
