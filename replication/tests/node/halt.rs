@@ -1,0 +1,111 @@
+//! The HALT lock: a replica writes for a while.
+
+use litefs::Txid;
+use litefs_replication::HaltError;
+use serde_json::Value;
+
+use crate::harness::{Setup, TestNode, db_name, until, within};
+
+const OWNER: u64 = 7;
+
+async fn pair() -> (TestNode, TestNode) {
+    let primary = TestNode::primary().await;
+    primary.put("a.db", 10).await;
+    let replica = TestNode::replica_of(&primary.info).await;
+    replica.matches(&primary, "a.db").await;
+    (primary, replica)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_replica_writes_under_the_lock_is_on_the_primary_when_it_is_released() {
+    let (primary, replica) = pair().await;
+    let other = TestNode::replica_of(&primary.info).await;
+    let name = db_name("a.db");
+    within("the lock", replica.node.halts().acquire(&name, OWNER, true)).await.expect("taken");
+    let busy = replica.node.halts().acquire(&name, OWNER + 1, false).await;
+    assert!(matches!(busy, Err(HaltError::BusyHere)), "{busy:?}");
+    let first = replica.write("a.db", "INSERT INTO t VALUES (1001, 'one')").await;
+    assert_eq!(first.txid, Txid(2));
+    until("the transaction is sent at once", || primary.pos("a.db") == first).await;
+    for n in 0..20 {
+        replica.write("a.db", &format!("INSERT INTO t VALUES ({}, 'more')", 2000 + n)).await;
+    }
+    within("the release", replica.node.halts().release(&name, OWNER)).await.expect("released");
+    assert_eq!(primary.pos("a.db"), replica.pos("a.db"));
+    assert_eq!(primary.pos("a.db").txid, Txid(22));
+    replica.matches(&primary, "a.db").await;
+    other.matches(&primary, "a.db").await;
+    primary.write("a.db", "DELETE FROM t WHERE id > 1000").await;
+    replica.matches(&primary, "a.db").await;
+    other.matches(&primary, "a.db").await;
+    // Another time, and released by nobody but its owner.
+    within("the lock", replica.node.halts().acquire(&name, OWNER, true)).await.expect("taken");
+    replica.node.halts().release(&name, OWNER + 1).await.expect("not held is fine");
+    replica.write("a.db", "INSERT INTO t VALUES (1001, 'again')").await;
+    within("the release", replica.node.halts().release(&name, OWNER)).await.expect("released");
+    assert_eq!(primary.pos("a.db"), replica.pos("a.db"));
+    for node in [other, replica, primary] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_primary_does_not_take_is_set_aside() {
+    let (primary, replica) = pair().await;
+    let name = db_name("a.db");
+    within("the lock", replica.node.halts().acquire(&name, OWNER, true)).await.expect("taken");
+    // The operator ends the lock on the primary.
+    let port = primary.node.address().port();
+    let dir = primary.stop().await;
+    let primary = TestNode::start(Setup { dir: Some(dir), port, ..Setup::default() }).await;
+    replica.write("a.db", "INSERT INTO t VALUES (1001, 'lost')").await;
+    let released = within("the release", replica.node.halts().release(&name, OWNER)).await;
+    assert!(matches!(released, Err(HaltError::Lost(_))), "{released:?}");
+    primary.write("a.db", "INSERT INTO t VALUES (1002, 'kept')").await;
+    replica.matches(&primary, "a.db").await;
+    let listed: Value = replica.get("/lost-and-found").await.json().await.expect("json");
+    assert!(listed.as_array().is_some_and(|files| !files.is_empty()), "{listed}");
+    replica.stop().await;
+    primary.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lock_belongs_to_its_id() {
+    let (primary, replica) = pair().await;
+    let client = reqwest::Client::new();
+    let url = |path: &str| format!("{}{path}", primary.info.advertise_url);
+    let answer = primary.post("/halt?name=a.db&id=1234", Vec::new()).await;
+    assert_eq!(answer.status(), 200);
+    let granted: Value = answer.json().await.expect("json");
+    assert_eq!(granted["id"], 1234);
+    assert_eq!(granted["pos"]["TXID"], primary.pos("a.db").txid.to_string());
+    assert_eq!(granted["pos"]["PostApplyChecksum"], primary.pos("a.db").checksum.to_string());
+    assert!(granted["expires"].as_str().is_some_and(|time| time.contains('T')), "{granted}");
+    assert_eq!(primary.post("/halt?name=a.db&id=1234", Vec::new()).await.status(), 200, "renewed");
+    assert_eq!(primary.post("/tx?name=a.db&id=99", vec![0; 200]).await.status(), 409);
+    assert_eq!(primary.post("/tx?name=a.db&id=1234", vec![0; 200]).await.status(), 400);
+    for (path, status) in
+        [("/halt?name=a.db&id=99", 404), ("/halt?name=b.db&id=1234", 404), ("/halt?name=a.db&id=1234", 200)]
+    {
+        assert_eq!(client.delete(url(path)).send().await.expect("an answer").status(), status, "{path}");
+    }
+    assert_eq!(primary.post("/halt?name=a.db&id=99", Vec::new()).await.status(), 200, "free again");
+    assert_eq!(client.delete(url("/halt?name=a.db&id=99")).send().await.expect("an answer").status(), 200);
+    primary.write("a.db", "INSERT INTO t VALUES (1001, 'the primary writes again')").await;
+    replica.matches(&primary, "a.db").await;
+    replica.stop().await;
+    primary.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_the_primary_there_is_nothing_to_take() {
+    let (primary, replica) = pair().await;
+    let name = db_name("a.db");
+    primary.node.halts().acquire(&name, OWNER, false).await.expect("taken");
+    primary.write("a.db", "INSERT INTO t VALUES (1001, 'here')").await;
+    primary.node.halts().release(&name, OWNER).await.expect("released");
+    let unknown = replica.node.halts().acquire(&db_name("x.db"), OWNER, false).await;
+    assert!(matches!(unknown, Err(HaltError::UnknownDatabase)), "{unknown:?}");
+    replica.stop().await;
+    primary.stop().await;
+}

@@ -1,0 +1,11 @@
+//! Nodes in one process over loopback, with real stores on plain directories.
+#![allow(clippy::expect_used, clippy::panic)] // helpers of tests
+
+mod api;
+mod bad_peers;
+mod fake_primary;
+mod golden;
+mod halt;
+mod harness;
+mod promotion;
+mod streams;
