@@ -26,6 +26,7 @@ pub(crate) struct TestNode {
 }
 
 /// How a test node differs from the usual.
+#[derive(Default)]
 pub(crate) struct Setup {
     /// `None`: this node is the primary.
     pub(crate) primary: Option<PrimaryInfo>,
@@ -37,12 +38,6 @@ pub(crate) struct Setup {
     pub(crate) port: u16,
     /// Competes for this lease (and `primary` is not looked at).
     pub(crate) cluster: Option<MemoryCluster>,
-}
-
-impl Default for Setup {
-    fn default() -> Self {
-        Self { primary: None, cluster_id: None, databases: &[], dir: None, port: 0, cluster: None }
-    }
 }
 
 impl TestNode {
@@ -120,10 +115,6 @@ impl TestNode {
 
     pub(crate) fn pos(&self, name: &str) -> Pos {
         self.store.positions().get(name).copied().unwrap_or_default()
-    }
-
-    pub(crate) fn data_dir(&self) -> &Path {
-        self.dir.path()
     }
 
     /// One transaction: the database becomes a table of `rows` rows.
