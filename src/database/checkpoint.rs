@@ -1,18 +1,20 @@
 //! Checkpoints in the background (ENGINE "Owning checkpoints"): clients never do one in a commit's path.
 //!
 //! The WAL is not restarted here: when every frame is in the database file and no reader uses the WAL, the next writer
-//! restarts it by itself. A writer that never pauses is caught up once, under WRITE, when the WAL has become large.
+//! restarts it by itself. For that the checkpoint has to catch up with a writer that never pauses. Taking WRITE would answer it
+//! with BUSY; instead the last frames are copied in an instant without any transaction, with READ1…READ4 held: SQLite
+//! then tries to begin its next transaction again and again (for up to 10 s), without an error.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Database;
 use super::links::ShmLink;
 use crate::kernel::FileKind;
 use crate::os;
-use crate::sqlite::locks::{self, LockGuard, LockKind, READERS};
+use crate::sqlite::locks::{self, LockBytes, LockGuard, LockKind, READERS};
 use crate::sqlite::page::{lock_page, page_offset};
 use crate::sqlite::wal::{FRAME_HEADER_LEN, frame_offset};
 use crate::sqlite::wal_index::READ_MARK_NOT_USED;
@@ -20,14 +22,23 @@ use crate::sqlite::wal_index::header::IndexHeader;
 
 /// Frames that are not in the database file yet from which on a checkpoint is worth its syncs (SQLite's own default).
 pub(crate) const CHECKPOINT_FRAMES: u32 = 1000;
-/// A WAL of this many frames that no writer ever lets restart is caught up under WRITE.
-const CATCH_UP_FRAMES: u32 = 16 * CHECKPOINT_FRAMES;
 /// How long a checkpoint waits for SHARED on the database: a client that closes or switches modes has it to itself.
 const SHARED_WAIT: Duration = Duration::from_millis(20);
-/// How long catching up waits for the writer to pause.
-const WRITE_WAIT: Duration = Duration::from_millis(50);
+/// How long catching up waits for an instant without a transaction.
+const GAP_WAIT: Duration = Duration::from_millis(3);
+/// READ1…READ4: held by every transaction that looks at frames.
+const FRAME_READERS: LockBytes = LockBytes { start: 124, len: 4 };
 /// Pages written (and pushed to the kernel's cache) in one go.
 const RUN_BYTES_MAX: usize = 256 << 10;
+
+/// Whether transactions may go on during a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Readers {
+    /// Readers and a writer may be at work.
+    Present,
+    /// The caller holds READ1…READ4 on the action's descriptor, so nobody is.
+    KeptOut,
+}
 
 /// How a checkpoint went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,21 +58,23 @@ impl Database {
     /// Capture, reading the WAL, writing or syncing the database file. Nothing is lost: it is done again.
     pub(crate) fn checkpoint(&self) -> io::Result<Checkpointed> {
         let _action = self.action.lock();
-        let done = self.checkpoint_once()?;
+        let done = self.checkpoint_once(Readers::Present)?;
+        if done != Checkpointed::Partial || self.is_fenced() {
+            return Ok(done);
+        }
         let Some(shm) = self.shm() else { return Ok(done) };
-        let header = shm.index.read_header()?;
-        if done == Checkpointed::Partial
-            && header.is_some_and(|header| header.mx_frame > CATCH_UP_FRAMES)
-            && !self.is_fenced()
-            && let Some(_write) = LockGuard::within(&shm.link.action, locks::WRITE, LockKind::Exclusive, WRITE_WAIT)?
-        {
-            return self.checkpoint_once();
+        let start = Instant::now();
+        while start.elapsed() < GAP_WAIT {
+            if let Some(_gap) = LockGuard::try_new(&shm.link.action, FRAME_READERS, LockKind::Exclusive)? {
+                return self.checkpoint_once(Readers::KeptOut);
+            }
+            std::thread::yield_now();
         }
         Ok(done)
     }
 
     /// One pass; the caller holds [`Self::action`].
-    pub(crate) fn checkpoint_once(&self) -> io::Result<Checkpointed> {
+    pub(crate) fn checkpoint_once(&self, readers: Readers) -> io::Result<Checkpointed> {
         let Some(shm) = self.shm() else { return Ok(Checkpointed::Busy) };
         let Some(database) = self.links.lock().database.clone() else { return Ok(Checkpointed::Busy) };
         let Some(_shared) = LockGuard::shared_db(&database.action, SHARED_WAIT)? else {
@@ -79,10 +92,9 @@ impl Database {
             return Ok(Checkpointed::Busy);
         };
         let Some(before) = shm.index.checkpoint_info()? else { return Ok(Checkpointed::Busy) };
-        let safe = make_readers_safe(&shm, captured.frame.min(header.mx_frame))?;
+        let safe = make_readers_safe(&shm, captured.frame.min(header.mx_frame), readers)?;
         if before.backfill >= safe {
-            let complete = before.backfill >= header.mx_frame;
-            return Ok(if complete { Checkpointed::Complete } else { Checkpointed::Partial });
+            return how_far(&shm);
         }
         // Readers that use only the database file are kept out while it changes.
         let Some(_read0) = LockGuard::try_new(&shm.link.action, locks::read(0), LockKind::Exclusive)? else {
@@ -94,7 +106,7 @@ impl Database {
             return Ok(Checkpointed::Busy);
         }
         self.backfill(&shm, &header, before.backfill, safe)?;
-        Ok(if safe == header.mx_frame { Checkpointed::Complete } else { Checkpointed::Partial })
+        how_far(&shm)
     }
 
     /// Writes frames `after + 1 … safe` to the database file and says so in the index. The caller holds CKPT and READ0.
@@ -163,9 +175,21 @@ impl Database {
     }
 }
 
+/// Whether the checkpoint has caught up with the writers of this instant.
+fn how_far(shm: &ShmLink) -> io::Result<Checkpointed> {
+    let (header, info) = (shm.index.read_header()?, shm.index.checkpoint_info()?);
+    let complete = header.zip(info).is_some_and(|(header, info)| info.backfill >= header.mx_frame);
+    Ok(if complete { Checkpointed::Complete } else { Checkpointed::Partial })
+}
+
 /// How many of the frames up to `frame` no reader can still need from the database file's older state; moves the marks of
 /// readers that are not there.
-fn make_readers_safe(shm: &ShmLink, frame: u32) -> io::Result<u32> {
+fn make_readers_safe(shm: &ShmLink, frame: u32, readers: Readers) -> io::Result<u32> {
+    if readers == Readers::KeptOut {
+        shm.index.set_read_mark(1, frame)?;
+        (2..READERS).try_for_each(|mark| shm.index.set_read_mark(mark, READ_MARK_NOT_USED))?;
+        return Ok(frame);
+    }
     let mut safe = frame;
     let Some(info) = shm.index.checkpoint_info()? else { return Ok(0) };
     for mark in 1..READERS {

@@ -203,3 +203,21 @@ fn an_exclusive_client_with_its_index_in_its_heap_is_captured_too() {
     wait_until("the sweep captures it", || database.pos().txid.0 == 4);
     check(&database, &mut model, &exclusive);
 }
+
+#[test]
+fn a_writer_that_never_pauses_sees_no_busy_and_its_wal_is_started_again() {
+    let node = Node::start(Mode::Primary);
+    let (database, client) = node.database("db", WAL);
+    let salt = || database.shm().expect("attached").index.read_header().expect("reads").map(|header| header.salt[0]);
+    client.run("INSERT INTO t(x) VALUES(1)").expect("writes");
+    let first = salt();
+    let sql = "INSERT INTO t(x) VALUES(randomblob(3000));".repeat(100);
+    for _ in 0..60 {
+        // Without a busy timeout.
+        client.run(&sql).expect("never busy");
+    }
+    assert_ne!(salt(), first, "the WAL was never started again");
+    let mut model = Model::default();
+    check(&database, &mut model, &client);
+    assert_eq!(model.txid().0, 6_002);
+}
