@@ -111,7 +111,8 @@ fn attached_databases_commit_together_and_journal_modes_can_change() {
     for db in [&a, &b] {
         cli(db, "CREATE TABLE t(x)").expect("create");
     }
-    let sql = format!("ATTACH '{}' AS b; BEGIN; INSERT INTO t VALUES(1); INSERT INTO b.t VALUES(1); COMMIT", b.display());
+    let sql =
+        format!("ATTACH '{}' AS b; BEGIN; INSERT INTO t VALUES(1); INSERT INTO b.t VALUES(1); COMMIT", b.display());
     cli(&a, &sql).expect("commit over both");
     for mode in ["WAL", "DELETE", "WAL", "TRUNCATE"] {
         cli(&a, &format!("PRAGMA journal_mode={mode}; INSERT INTO t VALUES('{mode}')")).expect(mode);

@@ -73,7 +73,8 @@ fn the_exec_list_runs_in_order_and_a_failure_ends_it() {
         lease: lease.to_owned(),
         ..NodeConfig::default()
     };
-    let list = "  - cmd: sh -c 'echo migrate >> order'\n    if-candidate: true\n  - cmd: sh -c 'echo app >> order; exit 4'\n";
+    let list =
+        "  - cmd: sh -c 'echo migrate >> order'\n    if-candidate: true\n  - cmd: sh -c 'echo app >> order; exit 4'\n";
     let mut node = Node::new(exec(list, ""));
     node.launch();
     assert_eq!(node.wait_exit().code(), Some(4));

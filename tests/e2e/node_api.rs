@@ -73,15 +73,18 @@ fn events_arrive_as_they_happen() {
         .spawn()
         .expect("curl");
     let mut lines = BufReader::new(curl.stdout.take().expect("stdout")).lines();
-    let mut next = || -> serde_json::Value {
-        serde_json::from_str(&lines.next().expect("a line").expect("read")).expect("json")
-    };
+    let mut next =
+        || -> serde_json::Value { serde_json::from_str(&lines.next().expect("a line").expect("read")).expect("json") };
     let init = next();
     assert_eq!((&init["type"], &init["data"]["isPrimary"]), (&"init".into(), &true.into()));
     cli(&node.db("a.db"), "CREATE TABLE t(x)").expect("create");
     let tx = next();
     assert_eq!((&tx["type"], &tx["db"]), (&"tx".into(), &"a.db".into()));
-    let pos = format!("{}/{}", tx["data"]["txID"].as_str().expect("txid"), tx["data"]["postApplyChecksum"].as_str().expect("sum"));
+    let pos = format!(
+        "{}/{}",
+        tx["data"]["txID"].as_str().expect("txid"),
+        tx["data"]["postApplyChecksum"].as_str().expect("sum")
+    );
     assert_eq!(Some(pos), node.pos("a.db"));
     let _ = curl.kill();
     let _ = curl.wait();

@@ -13,7 +13,9 @@ fn every_journal_mode_replicates() {
         let name = format!("{}.db", mode.to_lowercase());
         cli(&primary.db(&name), &format!("PRAGMA journal_mode={mode}; CREATE TABLE t(x)")).expect(mode);
         for round in 1..=10 {
-            let sql = format!("PRAGMA journal_mode={mode}; INSERT INTO t SELECT randomblob(300) FROM generate_series(1, {round})");
+            let sql = format!(
+                "PRAGMA journal_mode={mode}; INSERT INTO t SELECT randomblob(300) FROM generate_series(1, {round})"
+            );
             cli(&primary.db(&name), &sql).expect(mode);
         }
         replica.wait_same_pos(&primary, &name);

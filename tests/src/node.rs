@@ -146,6 +146,12 @@ impl Node {
         self.folder.path().join("mnt")
     }
 
+    /// Where the node mounts the HALT locks.
+    fn control_dir(&self) -> PathBuf {
+        let name = self.mount().to_string_lossy().trim_start_matches('/').replace('/', "-");
+        Path::new("/run/litefs").join(name)
+    }
+
     /// A file in the mount directory.
     #[must_use]
     pub fn db(&self, name: &str) -> PathBuf {
@@ -391,10 +397,11 @@ fn start_mark(number: u32) -> String {
 impl Drop for Node {
     fn drop(&mut self) {
         self.kill();
-        let _ = rustix::mount::unmount(
-            self.mount(),
-            rustix::mount::UnmountFlags::FORCE | rustix::mount::UnmountFlags::DETACH,
-        );
+        for dir in [self.control_dir(), self.mount()] {
+            let flags = rustix::mount::UnmountFlags::FORCE | rustix::mount::UnmountFlags::DETACH;
+            let _ = rustix::mount::unmount(&dir, flags);
+        }
+        let _ = fs::remove_dir(self.control_dir());
         if std::thread::panicking() {
             let log = self.log();
             let mut text = String::new();
