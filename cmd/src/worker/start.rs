@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use litefs::Store;
 use litefs::store::StoreConfig;
-use litefs_fuse::{IoMode, Mount, MountOptions, Passthrough, default_control_dir};
+use litefs_fuse::{IoMode, Mount, MountError, MountOptions, Passthrough, default_control_dir};
 use litefs_lease::{ConsulConfig, ConsulLeaser, FenceCell, FenceGate, Leaser, PrimaryInfo, StaticLeaser};
 use litefs_replication::roles::{Role, RoleConfig};
 use litefs_replication::{LAG_NEVER_MS, Node, NodeConfig, NodeParts};
@@ -21,8 +22,10 @@ use super::seams::LateNode;
 use crate::channel::{Channel, FromWorker};
 use crate::config::{Config, LeaseType};
 
-/// How long an engine that goes on without its mount may take.
-const READY_POLL: std::time::Duration = std::time::Duration::from_millis(20);
+/// Between two looks at something that changes soon.
+const READY_POLL: Duration = Duration::from_millis(20);
+/// How long the mount of a process that was killed may still seem alive.
+const DYING_MOUNT_AT_MOST: Duration = Duration::from_secs(5);
 
 /// A node that runs.
 pub struct Running {
@@ -202,9 +205,17 @@ async fn start_mount(
         }),
     };
     let (store, late) = (store.clone(), Arc::new(late.clone()));
-    let mounting = tokio::task::spawn_blocking(move || Mount::start(options, store, late.clone(), late));
-    let mount = mounting.await??;
-    Ok((mount, vec![config.fuse.dir.clone(), control_dir]))
+    let begun = Instant::now();
+    loop {
+        let (options, store, late) = (options.clone(), store.clone(), late.clone());
+        match tokio::task::spawn_blocking(move || Mount::start(options, store, late.clone(), late)).await? {
+            // The data directory is ours, so its last user is dead; the kernel may still be taking its mount down.
+            Err(MountError::InUse(_)) if begun.elapsed() < DYING_MOUNT_AT_MOST => {
+                tokio::time::sleep(READY_POLL).await;
+            }
+            started => return Ok((started?, vec![config.fuse.dir.clone(), control_dir])),
+        }
+    }
 }
 
 /// `port`: what the API really listens on, for an advertised URL that does not say it.
