@@ -3,6 +3,8 @@
 // Helpers of tests fail as tests do.
 #![allow(clippy::expect_used, clippy::panic)]
 
+mod clients;
 mod commands;
 mod lifecycle;
 mod node_api;
+mod replicas;
