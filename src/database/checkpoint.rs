@@ -33,7 +33,7 @@ const RUN_BYTES_MAX: usize = 256 << 10;
 
 /// Whether transactions may go on during a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Readers {
+enum Readers {
     /// Readers and a writer may be at work.
     Present,
     /// The caller holds READ1…READ4 on the action's descriptor, so nobody is.
@@ -58,7 +58,7 @@ impl Database {
     /// Capture, reading the WAL, writing or syncing the database file. Nothing is lost: it is done again.
     pub(crate) fn checkpoint(&self) -> io::Result<Checkpointed> {
         let _action = self.action.lock();
-        let done = self.checkpoint_once(Readers::Present)?;
+        let done = self.checkpoint_once()?;
         if done != Checkpointed::Partial || self.is_fenced() {
             return Ok(done);
         }
@@ -66,15 +66,22 @@ impl Database {
         let start = Instant::now();
         while start.elapsed() < GAP_WAIT {
             if let Some(_gap) = LockGuard::try_new(&shm.link.action, FRAME_READERS, LockKind::Exclusive)? {
-                return self.checkpoint_once(Readers::KeptOut);
+                return self.checkpoint_pass(Readers::KeptOut);
             }
             std::thread::yield_now();
         }
         Ok(done)
     }
 
-    /// One pass; the caller holds [`Self::action`].
-    pub(crate) fn checkpoint_once(&self, readers: Readers) -> io::Result<Checkpointed> {
+    /// One pass while readers and writers go on; the caller holds [`Self::action`].
+    ///
+    /// # Errors
+    /// As [`Self::checkpoint`].
+    pub(crate) fn checkpoint_once(&self) -> io::Result<Checkpointed> {
+        self.checkpoint_pass(Readers::Present)
+    }
+
+    fn checkpoint_pass(&self, readers: Readers) -> io::Result<Checkpointed> {
         let Some(shm) = self.shm() else { return Ok(Checkpointed::Busy) };
         let Some(database) = self.links.lock().database.clone() else { return Ok(Checkpointed::Busy) };
         let Some(_shared) = LockGuard::shared_db(&database.action, SHARED_WAIT)? else {
