@@ -12,7 +12,7 @@ use super::log::Log;
 use super::{Database, Files, Health};
 use crate::kernel::FileKind;
 use crate::positions::Positions;
-use crate::store::Shared;
+use crate::store::{Notice, Shared};
 use crate::{DbName, Pos};
 
 impl Database {
@@ -57,6 +57,8 @@ impl Database {
         self.live.store(true, Ordering::Release);
         // The mount answers its client only after this; the fence itself joins at the first open.
         self.note_replica(replica);
+        // The kernel may remember that there is no such file.
+        self.shared.notify(Notice::Entry(self.name.clone(), FileKind::Database));
         Ok(())
     }
 

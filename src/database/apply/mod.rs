@@ -77,7 +77,6 @@ impl Database {
     fn bring_into_being(self: &Arc<Self>) -> io::Result<()> {
         if !self.is_live() {
             self.bring_to_life(self.shared.is_replica())?;
-            self.shared.notify(Notice::Entry(self.name.clone(), FileKind::Database));
         }
         Ok(())
     }
