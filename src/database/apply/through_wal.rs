@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::incoming::Incoming;
 use super::{Logged, wal_writer};
 use crate::Pos;
-use crate::database::checkpoint::{CHECKPOINT_FRAMES, Checkpointed, Readers};
+use crate::database::checkpoint::{CHECKPOINT_FRAMES, Checkpointed};
 use crate::database::links::ShmLink;
 use crate::database::wal_capture::Generation;
 use crate::database::{ApplyError, CaptureState, Database, PageSource};
@@ -175,7 +175,7 @@ impl Database {
         }
         let start = Instant::now();
         while start.elapsed() < DRAIN_WAIT {
-            let complete = self.checkpoint_once(Readers::Present)? == Checkpointed::Complete;
+            let complete = self.checkpoint_once()? == Checkpointed::Complete;
             if complete && locks::holder(&shm.link.action, wal_writer::FRAME_READERS, LockKind::Exclusive)?.is_none() {
                 return Ok(());
             }
