@@ -8,6 +8,7 @@ pub mod database;
 pub mod fault;
 pub mod kernel;
 pub mod ltx;
+pub mod maintenance;
 mod metrics;
 pub mod name;
 mod os;

@@ -50,6 +50,8 @@ pub(crate) use checksums::PageChecksums;
 pub(crate) use commit::{PageSource, TxHead, now_ms};
 pub(crate) use files::Files;
 pub(crate) use links::Links;
+pub use recover::Inspection;
+pub(crate) use recover::inspect;
 pub(crate) use wal_capture::WalProgress;
 
 use crate::metrics::DatabaseMetrics;

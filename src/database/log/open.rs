@@ -32,12 +32,23 @@ impl Log {
     /// # Errors
     /// The directory cannot be read or written.
     pub fn open(dir: &Path) -> io::Result<(Self, Opened)> {
-        let segments_dir = Self::segments_dir(dir);
-        fs::create_dir_all(&segments_dir)?;
+        fs::create_dir_all(Self::segments_dir(dir))?;
+        Self::open_as(dir, Access::Write)
+    }
+
+    /// Opens the log to look at it: nothing is changed, not even a torn tail. It must not be written to.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn open_read_only(dir: &Path) -> io::Result<(Self, Opened)> {
+        Self::open_as(dir, Access::Read)
+    }
+
+    fn open_as(dir: &Path, access: Access) -> io::Result<(Self, Opened)> {
         let mut opened = Opened::default();
-        let mut found = segment_files(&segments_dir)?;
+        let mut found = segment_files(&Self::segments_dir(dir), access)?;
         let next_sequence = found.last().map_or(1, |(sequence, _)| sequence + 1);
-        let active = open_active(&mut found, &mut opened)?;
+        let active = open_active(&mut found, &mut opened, access)?;
         let mut state = State {
             segments: VecDeque::new(),
             active: Vec::new(),
@@ -66,12 +77,12 @@ impl Log {
             syncing: Mutex::new(()),
             state: Mutex::new(state),
         };
-        log.take_over(active, &mut opened)?;
+        log.take_over(active, &mut opened, access)?;
         Ok((log, opened))
     }
 
     /// Puts active segment and files of LiteFS into the state, and drops what lies before a snapshot.
-    fn take_over(&self, active: Option<Active>, opened: &mut Opened) -> io::Result<()> {
+    fn take_over(&self, active: Option<Active>, opened: &mut Opened, access: Access) -> io::Result<()> {
         let mut state = self.state.lock();
         if let Some(active) = active {
             let Active { segment, file, scan } = active;
@@ -107,11 +118,20 @@ impl Log {
         let start = state.segments.iter().rposition(|segment| segment.first.is_snapshot()).unwrap_or(0);
         let useless: Vec<PathBuf> = state.segments.drain(..start).map(|segment| segment.path).collect();
         drop(state);
-        for path in useless {
-            os::remove_file("log.remove", &path)?;
+        if access == Access::Write {
+            for path in useless {
+                os::remove_file("log.remove", &path)?;
+            }
         }
         Ok(())
     }
+}
+
+/// Whether opening may tidy up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Write,
+    Read,
 }
 
 /// The last segment with a whole record in it.
@@ -122,13 +142,19 @@ struct Active {
 }
 
 /// Segment files by ascending number. Left-over temporary files are removed.
-fn segment_files(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+fn segment_files(dir: &Path, access: Access) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(dir)? {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && access == Access::Read => return Ok(found),
+        other => other?,
+    };
+    for entry in entries {
         let path = entry?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         if name.ends_with(super::spool::SUFFIX) {
-            os::remove_file("log.remove", &path)?;
+            if access == Access::Write {
+                os::remove_file("log.remove", &path)?;
+            }
         } else if let Some(sequence) = name.strip_suffix(".seg").and_then(|hex| u64::from_str_radix(hex, 16).ok()) {
             found.push((sequence, path));
         }
@@ -138,20 +164,24 @@ fn segment_files(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 }
 
 /// Takes segments from the end of the list until one has a whole record; cuts its torn tail.
-fn open_active(found: &mut Vec<(u64, PathBuf)>, opened: &mut Opened) -> io::Result<Option<Active>> {
+fn open_active(found: &mut Vec<(u64, PathBuf)>, opened: &mut Opened, access: Access) -> io::Result<Option<Active>> {
     while let Some((sequence, path)) = found.pop() {
-        let file = File::options().read(true).write(true).open(&path)?;
+        let file = File::options().read(true).write(access == Access::Write).open(&path)?;
         let len = file.metadata()?.len();
         let scan = if segment::is_segment(&file, sequence)? { segment::scan(&file, true)? } else { Scan::default() };
         let Some(first) = scan.first else {
             // Made, but nothing whole reached it before the crash.
             opened.torn_bytes += len.saturating_sub(segment::SEGMENT_HEADER_BYTES);
-            os::remove_file("log.remove", &path)?;
+            if access == Access::Write {
+                os::remove_file("log.remove", &path)?;
+            }
             continue;
         };
         if len > scan.end {
             opened.torn_bytes += len - scan.end;
-            os::set_len("log.truncate", &file, scan.end)?;
+            if access == Access::Write {
+                os::set_len("log.truncate", &file, scan.end)?;
+            }
         }
         let segment = Segment { path, sequence, first, len: scan.end };
         return Ok(Some(Active { segment, file: Arc::new(file), scan }));

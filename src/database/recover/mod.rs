@@ -18,12 +18,16 @@
 mod base;
 mod clean;
 mod forward;
+mod inspect;
 mod journal;
 mod redo;
+mod repair;
 mod wal;
 
 #[cfg(test)]
 mod tests;
+
+pub use inspect::{Inspection, inspect};
 
 use std::io;
 use std::sync::atomic::Ordering;
