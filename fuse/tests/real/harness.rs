@@ -156,8 +156,17 @@ pub fn sqlite3(path: &Path, sql: &str) -> String {
 }
 
 pub fn try_sqlite3(path: &Path, sql: &str) -> Output {
+    run_sqlite3(path, sql, 60_000)
+}
+
+/// Without waiting for locks.
+pub fn try_sqlite3_now(path: &Path, sql: &str) -> Output {
+    run_sqlite3(path, sql, 0)
+}
+
+fn run_sqlite3(path: &Path, sql: &str, timeout_ms: u32) -> Output {
     Command::new("sqlite3")
-        .args(["-batch", "-cmd", ".timeout 60000"])
+        .args(["-batch", "-cmd", &format!(".timeout {timeout_ms}")])
         .arg(path)
         .arg(sql)
         .stdin(Stdio::null())

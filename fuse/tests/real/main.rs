@@ -11,5 +11,6 @@ mod lifecycle;
 mod namespace;
 mod processes;
 mod replica;
+mod replicated;
 mod soak;
 mod sqlite;

@@ -8,7 +8,11 @@ use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Node, eventually, python, read_line, sqlite3, try_sqlite3};
+use litefs::store::Mode;
+use litefs_fuse::Passthrough;
+
+use crate::harness::{Node, PATIENCE, eventually, python, read_line, sqlite3, try_sqlite3, try_sqlite3_now};
+use crate::replicated::catch_up;
 
 /// Commits random changes until told to stop (a line on stdin); prints `who counter` after each commit. Row `who` of table
 /// `done` holds the counter of that client's last commit, so an acknowledged commit can be asked for.
@@ -123,9 +127,26 @@ fn round(node: &Node, name: &str, random: &mut fastrand::Rng, done: &mut BTreeMa
     node.verify(name);
 }
 
+/// Between rounds: the fence closes and opens, or the node stops and starts again.
+fn disturb(node: Node, random: &mut fastrand::Rng) -> Node {
+    match random.u32(..4) {
+        0 => Node::start_in(node.stop(), Passthrough::Auto).expect("start again"),
+        1 => {
+            node.store.set_mode(Mode::Replica, PATIENCE).expect("close the fence");
+            let output = try_sqlite3_now(&node.path("soak.db"), "INSERT INTO done VALUES('refused',0)");
+            assert!(!output.status.success(), "the fence is closed");
+            node.store.set_mode(Mode::Primary, PATIENCE).expect("open the fence");
+            node
+        }
+        _ => node,
+    }
+}
+
 fn soak(seed: u64, until: Instant, rounds: u32) {
     let mut random = fastrand::Rng::with_seed(seed);
-    let node = Node::start();
+    let mut node = Node::start();
+    let replica = Node::start();
+    replica.store.set_mode(Mode::Replica, PATIENCE).expect("replica");
     let page_size = 512 << random.u32(..8);
     let vacuum = random.u32(..3);
     sqlite3(
@@ -139,9 +160,14 @@ fn soak(seed: u64, until: Instant, rounds: u32) {
     for number in 0..rounds {
         if Instant::now() < until {
             round(&node, "soak.db", &mut random, &mut done, number);
+            catch_up(&node, &replica, "soak.db");
+            replica.verify("soak.db");
+            assert_eq!(sqlite3(&replica.path("soak.db"), ".dump"), sqlite3(&node.path("soak.db"), ".dump"));
+            node = disturb(node, &mut random);
         }
     }
     drop(node.stop());
+    drop(replica.stop());
 }
 
 #[test]
