@@ -98,8 +98,9 @@ impl Database {
     /// Brings the files to the end of the log, when an earlier call failed in between. The caller holds [`Self::action`].
     fn complete_from_log(&self) -> Result<(), ApplyError> {
         let (at, end) = (self.pos(), self.log.last_pos());
-        // What is broken is not at the log's end because the log cannot bring it there: only a snapshot helps.
-        if at == end || matches!(self.health(), Health::Broken(_)) {
+        // Without a position a snapshot comes next (our history was set aside), and what is broken is not at the log's end
+        // because the log cannot bring it there.
+        if at == end || at.is_zero() || matches!(self.health(), Health::Broken(_)) {
             return Ok(());
         }
         tracing::info!(database = %self.name, %at, %end, "apply from the log what an earlier attempt left over");

@@ -71,7 +71,7 @@ impl Drop for Client {
 }
 
 /// Every page as the connection's next read transaction sees it.
-fn image(connection: &rusqlite::Connection) -> Vec<u8> {
+pub(super) fn image(connection: &rusqlite::Connection) -> Vec<u8> {
     let mut len = 0;
     // SAFETY: the handle is that of an open connection, the name is NUL-terminated; SQLite writes `len` and returns memory of
     // that length, or NULL, which is ours to free.

@@ -5,8 +5,11 @@
 
 mod client;
 mod fence;
+mod hooked;
 mod import;
 mod model;
+mod replica;
+mod rollback;
 mod snapshot;
 mod wal;
 

@@ -1,0 +1,108 @@
+//! A primary in rollback mode and its replica: records are applied into the database file.
+
+use std::sync::Arc;
+
+use super::client::Client;
+use super::rollback::{file, hooked_database, open};
+use super::{Node, wait_until};
+use crate::database::{ApplyError, Database, Record, RecordBody};
+use crate::store::Mode;
+use crate::{DbName, Pos};
+
+fn apply(replica: &Arc<Database>, record: &Record) -> Result<Pos, ApplyError> {
+    match &record.body {
+        RecordBody::Memory(bytes) => replica.apply(&mut &bytes[..]),
+        RecordBody::File { file, offset, len } => {
+            let mut bytes = vec![0; usize::try_from(*len).expect("length")];
+            std::os::unix::fs::FileExt::read_exact_at(&**file, &mut bytes, *offset).expect("reads");
+            replica.apply(&mut bytes.as_slice())
+        }
+    }
+}
+
+fn ship(primary: &Database, replica: &Arc<Database>) {
+    primary.position_now().expect("captures");
+    for record in primary.log.after(replica.pos()).expect("reads").expect("reaches back") {
+        let record = record.expect("reads");
+        assert_eq!(apply(replica, &record).expect("applies"), record.post);
+    }
+    assert_eq!(replica.pos(), primary.pos());
+}
+
+fn replica(node: &Node) -> Arc<Database> {
+    node.store.create(&"db".parse::<DbName>().expect("name")).expect("creates")
+}
+
+#[test]
+fn a_replica_in_rollback_mode_follows_and_its_readers_see_every_change() {
+    let (first, second) = (Node::start(Mode::Primary), Node::start(Mode::Replica));
+    let (primary, vfs) = hooked_database(&first, "db");
+    let writer = open(&first, "db", &vfs);
+    writer
+        .execute_batch("PRAGMA auto_vacuum=full; CREATE TABLE t(id INTEGER PRIMARY KEY, x); INSERT INTO t VALUES(1, 1)")
+        .expect("writes");
+    let follower = replica(&second);
+    ship(&primary, &follower);
+    let reader = Client::open(&second.path("db"));
+    assert_eq!(reader.run("SELECT count(*) FROM t"), Ok("1".to_owned()));
+    for round in 2..12 {
+        writer.execute("INSERT INTO t VALUES(?1, randomblob(20000))", [round]).expect("writes");
+        if round % 4 == 0 {
+            writer.execute_batch("DELETE FROM t WHERE id > 1 AND id % 2 = 1; VACUUM").expect("writes");
+        }
+        ship(&primary, &follower);
+        let rows: i64 = writer.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).expect("reads");
+        assert_eq!(reader.run("SELECT count(*) FROM t"), Ok(rows.to_string()));
+        assert!(file(&primary) == file(&follower), "round {round}");
+    }
+    assert_eq!(reader.run("PRAGMA integrity_check"), Ok("ok".to_owned()));
+    assert!(reader.run("DELETE FROM t").is_err(), "a replica is read-only");
+}
+
+#[test]
+fn a_long_reader_in_rollback_mode_makes_a_record_wait_but_is_not_disturbed() {
+    let (first, second) = (Node::start(Mode::Primary), Node::start(Mode::Replica));
+    let (primary, vfs) = hooked_database(&first, "db");
+    let writer = open(&first, "db", &vfs);
+    writer.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES(1)").expect("writes");
+    let follower = replica(&second);
+    ship(&primary, &follower);
+    let reader = Client::open(&second.path("db"));
+    assert_eq!(reader.run("BEGIN; SELECT count(*) FROM t"), Ok("1".to_owned()));
+    writer.execute_batch("INSERT INTO t VALUES(2)").expect("writes");
+    let record = primary.log.read(primary.pos().txid).expect("reads").expect("there");
+    let before = follower.pos();
+    let error = apply(&follower, &record).expect_err("a reader is in the way");
+    assert!(matches!(&error, ApplyError::Io(error) if error.kind() == std::io::ErrorKind::TimedOut), "{error}");
+    assert_eq!((follower.pos(), follower.log.last_pos()), (before, before));
+    assert_eq!(reader.run("SELECT count(*) FROM t"), Ok("1".to_owned()));
+    reader.run("COMMIT").expect("ends");
+    ship(&primary, &follower);
+    assert_eq!(reader.run("SELECT count(*) FROM t"), Ok("2".to_owned()));
+}
+
+#[test]
+fn the_primarys_switch_to_wal_takes_the_replica_along() {
+    let (first, second) = (Node::start(Mode::Primary), Node::start(Mode::Replica));
+    let (primary, vfs) = hooked_database(&first, "db");
+    let writer = open(&first, "db", &vfs);
+    writer.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES(1)").expect("writes");
+    let follower = replica(&second);
+    ship(&primary, &follower);
+    let reader = Client::open(&second.path("db"));
+    assert_eq!(reader.run("SELECT count(*) FROM t"), Ok("1".to_owned()));
+    writer.query_row("PRAGMA journal_mode=wal", [], |_| Ok(())).expect("switches");
+    for value in 2..6 {
+        writer.execute("INSERT INTO t VALUES(?1)", [value]).expect("writes");
+        ship(&primary, &follower);
+        assert_eq!(reader.run("SELECT count(*) FROM t"), Ok(value.to_string()));
+    }
+    assert_eq!(reader.run("PRAGMA journal_mode"), Ok("wal".to_owned()));
+    // A reader in a transaction no longer makes anybody wait.
+    assert_eq!(reader.run("BEGIN; SELECT count(*) FROM t"), Ok("5".to_owned()));
+    writer.execute_batch("INSERT INTO t VALUES(6)").expect("writes");
+    ship(&primary, &follower);
+    assert_eq!(reader.run("SELECT count(*) FROM t"), Ok("5".to_owned()));
+    reader.run("COMMIT").expect("ends");
+    wait_until("the new row", || reader.run("SELECT count(*) FROM t") == Ok("6".to_owned()));
+}

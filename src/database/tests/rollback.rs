@@ -1,0 +1,226 @@
+//! Capture in the rollback modes, with a client behind the hooks.
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::client::image;
+use super::hooked;
+use super::model::Model;
+use super::{Node, WAIT};
+use crate::database::Database;
+use crate::store::Mode;
+use crate::{DbName, WriteGate};
+
+/// An empty database and the name of a VFS by which clients reach it.
+pub(super) fn hooked_database(node: &Node, name: &str) -> (Arc<Database>, String) {
+    let database = node.store.create(&name.parse::<DbName>().expect("name")).expect("creates");
+    let vfs = hooked::register(vec![(node.path(name), Arc::clone(&database))]);
+    (database, vfs)
+}
+
+pub(super) fn open(node: &Node, name: &str, vfs: &str) -> Connection {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+    let connection = Connection::open_with_flags_and_vfs(node.path(name), flags, vfs).expect("opens");
+    connection.busy_timeout(WAIT).expect("timeout");
+    connection
+}
+
+fn check(database: &Database, model: &mut Model, connection: &Connection, what: &str) {
+    database.position_now().expect("captures");
+    model.follow(database);
+    assert_eq!(model.pos, database.pos(), "{what}");
+    // Without a WAL the file is what counts: a client's cache keeps what a rollback left in free pages.
+    let wal = database.files.wal().expect("opens").is_some_and(|wal| wal.metadata().expect("size").len() > 0);
+    let theirs = if wal { image(connection) } else { file(database) };
+    assert!(model.image() == theirs, "{what}: not what the client sees at {}", model.pos);
+}
+
+/// The database file, read by the descriptor that the engine has on it anyway.
+pub(super) fn file(database: &Database) -> Vec<u8> {
+    let file = database.files.database().expect("opens");
+    let mut bytes = vec![0; usize::try_from(file.metadata().expect("size").len()).expect("size")];
+    file.read_exact_at(&mut bytes, 0).expect("reads");
+    bytes
+}
+
+const MODES: [&str; 8] = [
+    "journal_mode=DELETE",
+    "journal_mode=TRUNCATE",
+    "journal_mode=PERSIST",
+    "journal_mode=MEMORY",
+    "journal_mode=OFF",
+    "locking_mode=EXCLUSIVE; PRAGMA journal_mode=DELETE",
+    "journal_mode=DELETE; PRAGMA synchronous=OFF",
+    "journal_mode=MEMORY; PRAGMA synchronous=OFF",
+];
+
+fn step(connection: &Connection, random: &mut fastrand::Rng, journaled: bool) {
+    let insert = "INSERT INTO t(x) VALUES(randomblob(abs(random()) % 20000))";
+    let sql = match random.u32(..9) {
+        0 => "DELETE FROM t WHERE id % 3 = 1".to_owned(),
+        1 => "UPDATE t SET x = randomblob(length(x)) WHERE id % 5 = 2".to_owned(),
+        2 => "VACUUM".to_owned(),
+        3 => "PRAGMA incremental_vacuum".to_owned(),
+        // What spills the cache reaches the file before the rollback.
+        4 if journaled => format!("BEGIN; {insert}; UPDATE t SET x = zeroblob(30000); ROLLBACK"),
+        5 if journaled => format!("BEGIN; {insert}; SAVEPOINT a; DELETE FROM t; ROLLBACK TO a; {insert}; COMMIT"),
+        6 => format!("BEGIN; {insert}; {insert}; {insert}; COMMIT"),
+        _ => insert.to_owned(),
+    };
+    connection.execute_batch(&sql).expect(&sql);
+}
+
+#[test]
+fn every_transaction_of_every_mode_is_one_record() {
+    for (number, mode) in MODES.into_iter().enumerate() {
+        let page_size = [512, 4096][number % 2];
+        let node = Node::start(Mode::Primary);
+        let (database, vfs) = hooked_database(&node, "db");
+        let connection = open(&node, "db", &vfs);
+        connection
+            .execute_batch(&format!(
+                "PRAGMA page_size={page_size}; PRAGMA auto_vacuum=incremental; PRAGMA cache_size=10; PRAGMA {mode};
+                 CREATE TABLE t(id INTEGER PRIMARY KEY, x);"
+            ))
+            .expect(mode);
+        let mut model = Model::default();
+        check(&database, &mut model, &connection, mode);
+        let mut random = fastrand::Rng::with_seed(number as u64);
+        for _ in 0..25 {
+            step(&connection, &mut random, mode != "journal_mode=OFF");
+            check(&database, &mut model, &connection, mode);
+        }
+        let before = database.pos();
+        connection.execute_batch("INSERT INTO t(x) VALUES('last')").expect("writes");
+        check(&database, &mut model, &connection, mode);
+        assert_eq!(database.pos().txid, before.txid.next(), "{mode}");
+    }
+}
+
+#[test]
+fn a_rollback_leaves_no_record() {
+    let node = Node::start(Mode::Primary);
+    let (database, vfs) = hooked_database(&node, "db");
+    let connection = open(&node, "db", &vfs);
+    connection.execute_batch("PRAGMA cache_size=5; BEGIN; CREATE TABLE u(x); ROLLBACK").expect("rolls back");
+    assert!(database.pos().is_zero());
+    connection.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES(zeroblob(200000))").expect("writes");
+    let before = database.position_now().expect("captures");
+    connection.execute_batch("BEGIN; UPDATE t SET x = randomblob(300000); ROLLBACK").expect("rolls back");
+    assert_eq!(database.position_now().expect("captures"), before);
+    check(&database, &mut Model::default(), &connection, "rollback");
+}
+
+#[test]
+fn a_commit_beyond_the_lease_fails_and_the_next_one_works() {
+    struct Gate(std::sync::atomic::AtomicBool);
+    impl WriteGate for Gate {
+        fn is_open(&self) -> bool {
+            self.0.load(std::sync::atomic::Ordering::Acquire)
+        }
+    }
+    let node = Node::start(Mode::Primary);
+    let (database, vfs) = hooked_database(&node, "db");
+    let connection = open(&node, "db", &vfs);
+    connection.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES(1)").expect("writes");
+    let before = database.pos();
+    let gate = Arc::new(Gate(std::sync::atomic::AtomicBool::new(false)));
+    node.store.set_write_gate(gate.clone());
+    assert!(connection.execute_batch("INSERT INTO t VALUES(2)").is_err(), "the lease has run out");
+    assert_eq!(database.pos(), before);
+    gate.0.store(true, std::sync::atomic::Ordering::Release);
+    let rows: i64 = connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).expect("reads");
+    assert_eq!(rows, 1, "rolled back");
+    connection.execute_batch("INSERT INTO t VALUES(3)").expect("writes");
+    assert_eq!(database.pos().txid, before.txid.next());
+    check(&database, &mut Model::default(), &connection, "after a refused commit");
+}
+
+#[test]
+fn the_journal_mode_can_change_at_any_time() {
+    let node = Node::start(Mode::Primary);
+    let (database, vfs) = hooked_database(&node, "db");
+    let connection = open(&node, "db", &vfs);
+    connection.execute_batch("CREATE TABLE t(id INTEGER PRIMARY KEY, x)").expect("writes");
+    let mut model = Model::default();
+    // Into WAL last: SQLite leaves it only when nobody else shares the wal-index, and the engine does.
+    let modes = ["persist", "truncate", "memory", "delete", "off", "truncate", "wal"];
+    for (number, mode) in modes.into_iter().enumerate() {
+        let now: String =
+            connection.query_row(&format!("PRAGMA journal_mode={mode}"), [], |row| row.get(0)).expect(mode);
+        assert_eq!(now, mode, "step {number}");
+        for _ in 0..3 {
+            connection
+                .execute_batch("INSERT INTO t(x) VALUES(randomblob(9000)); DELETE FROM t WHERE id % 4 = 0")
+                .expect(mode);
+            check(&database, &mut model, &connection, &format!("{mode} in step {number}"));
+        }
+    }
+}
+
+#[test]
+fn another_page_size_starts_history_again_with_a_snapshot() {
+    let node = Node::start(Mode::Primary);
+    let (database, vfs) = hooked_database(&node, "db");
+    let connection = open(&node, "db", &vfs);
+    connection
+        .execute_batch("PRAGMA page_size=4096; CREATE TABLE t(x); INSERT INTO t VALUES(randomblob(50000))")
+        .expect("writes");
+    let before = database.pos();
+    connection.execute_batch("PRAGMA page_size=1024; VACUUM").expect("vacuums");
+    assert_eq!(database.page_size(), 1024);
+    assert_eq!(database.pos().txid, before.txid.next());
+    let record = database.log.read(database.pos().txid).expect("reads").expect("there");
+    assert_eq!(record.min_txid.0, 1);
+    connection.execute_batch("INSERT INTO t VALUES(1)").expect("writes");
+    assert_eq!(database.pos().txid, before.txid.next().next());
+}
+
+#[test]
+fn a_transaction_over_two_databases_commits_in_both() {
+    let node = Node::start(Mode::Primary);
+    let names = ["a", "b"];
+    let databases = names.map(|name| node.store.create(&name.parse::<DbName>().expect("name")).expect("creates"));
+    let vfs = hooked::register(names.iter().map(|name| node.path(name)).zip(databases.iter().cloned()).collect());
+    let connection = open(&node, "a", &vfs);
+    connection
+        .execute_batch(&format!(
+            "ATTACH '{}' AS b; CREATE TABLE main.t(x); CREATE TABLE b.t(x);",
+            node.path("b").display()
+        ))
+        .expect("attaches");
+    let before = databases.each_ref().map(|database| database.pos().txid);
+    connection
+        .execute_batch("BEGIN; INSERT INTO main.t VALUES(1); INSERT INTO b.t VALUES(2); COMMIT")
+        .expect("commits");
+    let after = databases.each_ref().map(|database| database.pos().txid);
+    assert_eq!(after, before.map(|txid| txid.next()));
+    for database in &databases {
+        let mut model = Model::default();
+        model.follow(database);
+        assert_eq!(model.pos, database.pos());
+    }
+}
+
+#[test]
+fn copying_a_file_over_the_database_is_one_transaction() {
+    let node = Node::start(Mode::Primary);
+    let (database, _client) = node.rollback_database("db", "CREATE TABLE t(x); INSERT INTO t VALUES(1)");
+    let other = tempfile::tempdir().expect("folder");
+    let path = other.path().join("other");
+    let connection = Connection::open(&path).expect("opens");
+    connection.execute_batch("CREATE TABLE u(x); INSERT INTO u VALUES(randomblob(100000))").expect("writes");
+    let bytes = std::fs::read(&path).expect("reads");
+    database.db_truncate(0).expect("truncates");
+    for (index, chunk) in bytes.chunks(16_384).enumerate() {
+        database.db_write(index as u64 * 16_384, chunk).expect("writes");
+        assert_eq!(database.position_now().expect("captures").txid.0, 1, "not yet whole");
+    }
+    database.db_closed();
+    assert_eq!(database.pos().txid.0, 2);
+    let mut model = Model::default();
+    model.follow(&database);
+    assert!(model.image() == bytes);
+}
