@@ -1,8 +1,6 @@
 //! The OS calls by which the engine changes files, each with a label (`<what>.<operation>`) that names it in errors and
 //! lets tests make it fail ([`crate::fault`]).
 
-#![allow(dead_code)] // until the last part is in
-
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;

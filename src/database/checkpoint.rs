@@ -26,6 +26,9 @@ pub(crate) const CHECKPOINT_FRAMES: u32 = 1000;
 const SHARED_WAIT: Duration = Duration::from_millis(20);
 /// How long catching up waits for an instant without a transaction.
 const GAP_WAIT: Duration = Duration::from_millis(3);
+/// The same once the WAL has grown to this many frames.
+const GAP_WAIT_LARGE: Duration = Duration::from_millis(15);
+const LARGE_WAL_FRAMES: u32 = 8 * CHECKPOINT_FRAMES;
 /// READ1…READ4: held by every transaction that looks at frames.
 const FRAME_READERS: LockBytes = LockBytes { start: 124, len: 4 };
 /// Pages written (and pushed to the kernel's cache) in one go.
@@ -63,12 +66,14 @@ impl Database {
             return Ok(done);
         }
         let Some(shm) = self.shm() else { return Ok(done) };
-        let start = Instant::now();
-        while start.elapsed() < GAP_WAIT {
+        let large = shm.index.read_header()?.is_some_and(|header| header.mx_frame > LARGE_WAL_FRAMES);
+        let (start, wait) = (Instant::now(), if large { GAP_WAIT_LARGE } else { GAP_WAIT });
+        while start.elapsed() < wait {
             if let Some(_gap) = LockGuard::try_new(&shm.link.action, FRAME_READERS, LockKind::Exclusive)? {
                 return self.checkpoint_pass(Readers::KeptOut);
             }
-            std::thread::yield_now();
+            // Gaps last microseconds: whoever yields misses them.
+            std::hint::spin_loop();
         }
         Ok(done)
     }

@@ -13,8 +13,6 @@
 //!    for a SQLite lock under it (who holds that lock may be waiting in a hook).
 //! 3. Leaves: [`Database::links`], [`Database::health`], positions, the descriptors in [`files::Files`].
 
-#![allow(dead_code, unused_imports)] // until the last part is in
-
 mod apply;
 mod barrier;
 mod checkpoint;
