@@ -178,7 +178,7 @@ impl Database {
             changed.push((pgno, checksum));
         }
         let (trailer, spool) = encoder.finish(sum)?;
-        Incoming::made(header, trailer, changed, page1.wal, spool)
+        Incoming::made(header, trailer, changed, spool)
     }
 
     /// Journal mode, change counter and schema cookie as clients know them.

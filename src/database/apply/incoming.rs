@@ -11,12 +11,8 @@ use super::ApplyError;
 use crate::database::log::{Log, MEMORY_RECORD_BYTES_MAX, Spool};
 use crate::database::{CaptureState, PageSource};
 use crate::ltx::{Decoder, Header, Image, LtxError, Trailer};
-use crate::sqlite::header::VERSION_WAL;
 use crate::sqlite::page::page_checksum;
 use crate::{Checksum, Pos};
-
-/// Offset of the read version in page 1.
-const READ_VERSION_AT: usize = 19;
 
 /// A verified record.
 #[derive(Debug)]
@@ -25,8 +21,6 @@ pub(super) struct Incoming {
     pub(super) trailer: Trailer,
     /// Page numbers, ascending, with their new checksums.
     pub(super) pages: Vec<(u32, Checksum)>,
-    /// What page 1 says of the journal mode, if the record has it: WAL or not.
-    pub(super) page1_wal: Option<bool>,
     body: Body,
 }
 
@@ -44,15 +38,11 @@ impl Incoming {
         let header = *decoder.header();
         let mut page = vec![0; header.page_size as usize];
         let mut pages = Vec::new();
-        let mut page1_wal = None;
         while let Some(pgno) = decoder.next_page(&mut page).map_err(ltx_error)? {
             pages.push((pgno, page_checksum(pgno, &page)));
-            if pgno == 1 {
-                page1_wal = Some(page[READ_VERSION_AT] == VERSION_WAL);
-            }
         }
         let (trailer, tee) = decoder.finish().map_err(ltx_error)?;
-        Ok(Self { header, trailer, pages, page1_wal, body: tee.into_body()? })
+        Ok(Self { header, trailer, pages, body: tee.into_body()? })
     }
 
     /// A record that was made here, in a spool.
@@ -60,13 +50,12 @@ impl Incoming {
         header: Header,
         trailer: Trailer,
         pages: Vec<(u32, Checksum)>,
-        page1_wal: bool,
         mut spool: Spool,
     ) -> io::Result<Self> {
         spool.flush()?;
         let ((file, start), len) = (spool.file(), spool.len());
         let body = Body::Spool { spool: Some(Box::new(spool)), file, start, len };
-        Ok(Self { header, trailer, pages, page1_wal: Some(page1_wal), body })
+        Ok(Self { header, trailer, pages, body })
     }
 
     /// A record of our own log, read again.

@@ -22,7 +22,6 @@ mod wal_writer;
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use self::incoming::Incoming;
