@@ -79,6 +79,7 @@ pub(crate) struct Shared {
     pub(crate) config: NodeConfig,
     pub(crate) store: Arc<Store>,
     pub(crate) role: RoleHandle,
+    pub(crate) fence: Arc<FenceCell>,
     pub(crate) subscribers: Subscribers,
     pub(crate) lag: Arc<Lag>,
     pub(crate) problems: Arc<Problems>,
@@ -136,7 +137,7 @@ impl Node {
         };
         let links = Arc::new(NodeLinks { receiver, subscribers: subscribers.clone() });
         let (roles, engine) = (config.roles.clone(), store.clone());
-        let role = roles::start(RoleParts { config: roles, engine, leaser, fence, links });
+        let role = roles::start(RoleParts { config: roles, engine, leaser, fence: fence.clone(), links });
         registry.register_collector(Box::new(NodeState {
             store: store.clone(),
             role: role.clone(),
@@ -152,6 +153,7 @@ impl Node {
             config,
             store,
             role,
+            fence,
             subscribers,
             lag,
             problems,

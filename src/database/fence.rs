@@ -42,13 +42,15 @@ struct Reasons {
     halted: bool,
     /// This node holds the primary's HALT lock.
     local_writes: bool,
+    /// Imports that are running or about to.
+    importing: u32,
     /// A thread is waiting for the locks.
     closing: bool,
 }
 
 impl Reasons {
     const fn closed(self) -> bool {
-        self.halted || (self.replica && !self.local_writes)
+        self.halted || self.importing > 0 || (self.replica && !self.local_writes)
     }
 }
 
@@ -76,7 +78,8 @@ impl Database {
         self.fence.reasons.lock().replica = replica;
     }
 
-    /// Waits until a fence that should be closed is.
+    /// Waits until a fence that should be closed is, and until a commit of our own that was under way (an import, a record of the
+    /// HALT lock's holder) is done: they check the role under [`Self::own_commit`], so that none comes after this.
     ///
     /// # Errors
     /// `TimedOut`: it stays wanted and closes as soon as the running transactions end.
@@ -88,7 +91,28 @@ impl Database {
             }
         }
         drop(reasons);
+        drop(self.own_commit.try_lock_until(deadline).ok_or_else(timed_out)?);
         self.capture_everything().map(|_| ())
+    }
+
+    /// Closes the fence for an import, until [`Self::import_done`].
+    ///
+    /// # Errors
+    /// `TimedOut` (then it is as before); locking; capture.
+    pub(crate) fn fence_for_import(self: &Arc<Self>, wait: Duration) -> io::Result<()> {
+        self.fence.reasons.lock().importing += 1;
+        let fenced = self.reconcile_fence().and_then(|()| self.wait_fenced(Instant::now() + wait));
+        if fenced.is_err() {
+            self.import_done();
+        }
+        fenced
+    }
+
+    /// Opens the fence again, unless it is closed for another reason.
+    pub(crate) fn import_done(self: &Arc<Self>) {
+        self.fence.reasons.lock().importing -= 1;
+        let result = self.reconcile_fence();
+        self.note_outcome("open the fence", result.as_ref().err());
     }
 
     /// Makes the locks what the reasons ask for. The caller holds no lock.

@@ -142,6 +142,9 @@ pub struct Database {
     pub(crate) metrics: DatabaseMetrics,
     /// Every record. It has its own locks, below all of ours; only the holder of `capture` appends.
     pub(crate) log: Arc<log::Log>,
+    /// Lock 0: held by a commit that is made here without a client (an import, a record of the HALT lock's holder), from checking
+    /// the role to the end; so that closing the fence can wait for it.
+    pub(crate) own_commit: Mutex<()>,
     /// Lock 1: held through one engine action (checkpoint, apply, import, fence). No hook takes it.
     pub(crate) action: Mutex<()>,
     /// Lock 2: what is captured. Hooks take it.

@@ -31,6 +31,7 @@ impl Database {
             shared,
             files,
             log: Arc::new(log),
+            own_commit: Mutex::default(),
             action: Mutex::default(),
             positions: Positions::new(Pos::ZERO),
             capture: Mutex::default(),

@@ -40,6 +40,9 @@ pub(super) async fn import(
         .await
         .unwrap_or_else(|panic| Err(io::Error::other(panic.to_string())))
         .map_err(|error| ApiError::io("import", &error))?;
+    if !shared.fence.is_open() {
+        return Err(ApiError::unconfirmed());
+    }
     Ok((StatusCode::OK, format!("{pos}\n")).into_response())
 }
 

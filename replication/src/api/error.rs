@@ -27,6 +27,12 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "this node is not the primary")
     }
 
+    /// Something was committed, and then the lease did not cover this instant any more.
+    pub(crate) fn unconfirmed() -> Self {
+        let text = "unconfirmed: this node's lease ended meanwhile, the cluster may not keep the transaction";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, text)
+    }
+
     pub(crate) fn unknown_database() -> Self {
         Self::new(StatusCode::NOT_FOUND, "unknown database")
     }
@@ -37,7 +43,8 @@ impl ApiError {
             io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => StatusCode::BAD_REQUEST,
             io::ErrorKind::NotFound => StatusCode::NOT_FOUND,
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StatusCode::INSUFFICIENT_STORAGE,
-            io::ErrorKind::TimedOut => StatusCode::SERVICE_UNAVAILABLE,
+            io::ErrorKind::ResourceBusy => StatusCode::CONFLICT,
+            io::ErrorKind::TimedOut | io::ErrorKind::ReadOnlyFilesystem => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, format!("{what}: {error}"))

@@ -87,6 +87,9 @@ pub(super) async fn commit(
     }
     let file = spool(&shared.spool_dir, body).await?;
     let pos = shared.halts.commit(&name, id, &file.path).await?;
+    if !shared.fence.is_open() {
+        return Err(ApiError::unconfirmed());
+    }
     tracing::debug!(db = %name, %pos, "committed a transaction of the HALT lock's holder");
     Ok(StatusCode::OK)
 }

@@ -240,7 +240,7 @@ fn apply(db: &Arc<Database>, path: &Path) -> Result<Pos, ApplyError> {
     if header.pre() != actual && !(header.is_snapshot() && actual.is_zero()) {
         return Err(ApplyError::WrongPosition { expected: header.pre(), actual });
     }
-    db.apply(&mut std::io::Read::chain(&bytes[..], file))
+    db.apply_halted(&mut std::io::Read::chain(&bytes[..], file))
 }
 
 /// The post-apply checksum: the first 8 of the last 16 bytes.

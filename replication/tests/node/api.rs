@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::harness::{TestNode, within};
+use crate::harness::{TestNode, sqlite_file, within};
 
 async fn text(response: reqwest::Response) -> (u16, String) {
     (response.status().as_u16(), response.text().await.expect("a body"))
@@ -90,6 +90,31 @@ async fn a_stream_is_refused_with_the_right_status() {
         assert_eq!(request.send().await.expect("an answer").status(), status, "{id:?} {body:?}");
     }
     replica.stop().await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn import_and_export_round_trip_and_a_failed_import_leaves_nothing() {
+    let node = TestNode::primary().await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("db");
+    sqlite_file(&path, 5_000);
+    let answer = node.post("/import?name=a.db", std::fs::read(&path).expect("a file")).await;
+    assert_eq!(answer.status(), 200);
+    let exported = node.get("/export?name=a.db").await.bytes().await.expect("a body");
+    let copy = dir.path().join("copy");
+    std::fs::write(&copy, &exported).expect("written");
+    let connection = rusqlite::Connection::open(&copy).expect("a database");
+    let rows: u32 = connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).expect("a count");
+    assert_eq!(rows, 5_000);
+
+    let before = node.pos("a.db");
+    let (status, line) = text(node.post("/import?name=a.db", b"not a database".repeat(100)).await).await;
+    assert_eq!(status, 400, "{line}");
+    assert_eq!(node.pos("a.db"), before);
+    assert_eq!(node.post("/import?name=new.db", b"nor this".repeat(1000)).await.status(), 400);
+    assert!(!node.store.databases().iter().any(|db| db.name().as_str() == "new.db"));
+    assert_eq!(std::fs::read_dir(node.store.config().data_dir.join("spool")).expect("the spool").count(), 0);
     node.stop().await;
 }
 

@@ -1,8 +1,11 @@
 //! The lease changes hands.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use litefs_lease::testing::MemoryCluster;
 
-use crate::harness::{Setup, TestNode, until};
+use crate::harness::{Setup, TestNode, sqlite_file, until};
 
 async fn member(cluster: &MemoryCluster) -> TestNode {
     TestNode::start(Setup { cluster: Some(cluster.clone()), ..Setup::default() }).await
@@ -47,5 +50,42 @@ async fn a_clean_stop_passes_the_lease_on_with_everything() {
     until("the other takes over", || second.node.role().is_primary()).await;
     assert_eq!(second.pos("a.db"), last);
     second.put("a.db", 78).await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handoff_under_load_loses_nothing() {
+    let (_cluster, first, second) = pair().await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("db");
+    sqlite_file(&path, 200);
+    let file = std::fs::read(&path).expect("a file");
+    let (url, done) = (format!("{}/import?name=a.db", first.info.advertise_url), Arc::new(AtomicBool::new(false)));
+    let writing = {
+        let done = done.clone();
+        tokio::spawn(async move {
+            let (client, mut acknowledged) = (reqwest::Client::new(), 0_u64);
+            while !done.load(Ordering::Relaxed) {
+                let answer = client.post(&url).body(file.clone()).send().await.expect("an answer");
+                acknowledged += u64::from(answer.status() == 200);
+            }
+            acknowledged
+        })
+    };
+    let before = first.pos("a.db").txid;
+    until("writes have begun", || first.pos("a.db").txid.0 > before.0 + 2).await;
+    assert_eq!(second.post("/promote", Vec::new()).await.status(), 200);
+    done.store(true, Ordering::Relaxed);
+    let acknowledged = writing.await.expect("no panic");
+    // Every import is one transaction.
+    let reached = second.pos("a.db");
+    assert!(reached.txid.0 >= before.0 + acknowledged, "{acknowledged} acknowledged after {before}: {reached}");
+    second.put("a.db", 3).await;
+    first.matches(&second, "a.db").await;
+    for node in [&first, &second] {
+        let listed: serde_json::Value = node.get("/lost-and-found").await.json().await.expect("json");
+        assert_eq!(listed, serde_json::json!([]), "nothing had to be set aside");
+    }
+    first.stop().await;
     second.stop().await;
 }

@@ -87,12 +87,7 @@ impl Database {
     /// `InvalidData`: not a whole SQLite database; `ReadOnlyFilesystem` on a replica; `ResourceBusy` while a remote node
     /// holds the HALT lock; `TimedOut`; reading, writing. Nothing has changed then.
     pub fn import(self: &Arc<Self>, file: &Path) -> io::Result<Pos> {
-        if self.shared.is_replica() {
-            return Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "only the primary imports"));
-        }
-        if self.is_halted() {
-            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "another node holds the HALT lock"));
-        }
+        self.check_may_import()?;
         let source = Source::open(file)?;
         let created = !self.is_live();
         self.bring_into_being()?;
@@ -103,11 +98,24 @@ impl Database {
         result
     }
 
+    fn check_may_import(&self) -> io::Result<()> {
+        if self.shared.is_replica() {
+            return Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "only the primary imports"));
+        }
+        if self.is_halted() {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "another node holds the HALT lock"));
+        }
+        Ok(())
+    }
+
     fn import_fenced(self: &Arc<Self>, source: &Source) -> io::Result<Pos> {
         if self.shared.kernel().is_some() {
-            self.halt(WRITERS_WAIT)?;
+            self.fence_for_import(WRITERS_WAIT)?;
         }
         let result = self.capture_everything().map_err(ApplyError::from).and_then(|_| {
+            let _own_commit = self.own_commit.lock();
+            // Again, where it can no longer change: see `wait_fenced`.
+            self.check_may_import()?;
             let _action = self.action.lock();
             self.complete_from_log()?;
             let mut record = self.record_of(source)?;
@@ -115,7 +123,7 @@ impl Database {
             self.apply_import(&mut record)
         });
         if self.shared.kernel().is_some() {
-            self.unhalt();
+            self.import_done();
         }
         result.map_err(|error| match error {
             ApplyError::Io(error) => error,

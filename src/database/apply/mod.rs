@@ -54,7 +54,31 @@ impl Database {
     /// [`ApplyError::Damaged`] and [`ApplyError::WrongPosition`]: nothing has changed. [`ApplyError::Io`] with `TimedOut`: readers of
     /// a rollback-mode database are in the way; try again. Any other: the disk; the next call completes what was begun.
     pub fn apply(self: &Arc<Self>, input: &mut dyn Read) -> Result<Pos, ApplyError> {
-        let mut record = Incoming::receive(&self.log, input)?;
+        let mut record = self.receive(input)?;
+        let _action = self.action.lock();
+        if !self.shared.is_replica() {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "this node has become the primary").into());
+        }
+        self.apply_record(&mut record)
+    }
+
+    /// On the primary: commits an LTX file of the node that holds the HALT lock.
+    ///
+    /// # Errors
+    /// As [`Self::apply`]; [`ApplyError::Io`] with `ResourceBusy` when nobody holds the lock, or this node is not the primary any more.
+    pub fn apply_halted(self: &Arc<Self>, input: &mut dyn Read) -> Result<Pos, ApplyError> {
+        let mut record = self.receive(input)?;
+        let _own_commit = self.own_commit.lock();
+        if self.shared.is_replica() || !self.is_halted() {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "the HALT lock is not held any more").into());
+        }
+        let _action = self.action.lock();
+        self.apply_record(&mut record)
+    }
+
+    /// Reads and verifies a record, and makes sure that nobody else writes.
+    fn receive(self: &Arc<Self>, input: &mut dyn Read) -> Result<Incoming, ApplyError> {
+        let record = Incoming::receive(&self.log, input)?;
         if record.header.commit > 0 {
             self.bring_into_being()?;
         }
@@ -62,8 +86,12 @@ impl Database {
             self.reconcile_fence()?;
             self.wait_fenced(Instant::now() + FENCE_WAIT)?;
         }
-        let _action = self.action.lock();
-        let result = self.complete_from_log().and_then(|()| self.apply_received(&mut record));
+        Ok(record)
+    }
+
+    /// The caller holds [`Self::action`].
+    fn apply_record(&self, record: &mut Incoming) -> Result<Pos, ApplyError> {
+        let result = self.complete_from_log().and_then(|()| self.apply_received(record));
         if let Err(ApplyError::Io(error)) = &result
             && error.kind() != io::ErrorKind::TimedOut
         {
