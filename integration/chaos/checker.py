@@ -48,7 +48,7 @@ def export(api):
 def position(api):
     """Text of a node's position of the guestbook, None while it cannot say."""
     try:
-        answer = request(f"{api}/debug/vars", timeout=5)
+        answer = request(f"{api}/info", timeout=5)
         return json.loads(answer.body).get("databases", {}).get(DATABASE, {}).get("pos")
     except (Unanswered, ValueError, AttributeError):
         return None

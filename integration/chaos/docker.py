@@ -6,7 +6,8 @@ import subprocess
 import time
 
 from .checker import wait_until
-from .local import answers, info, run
+from .cluster import ClusterBase, answers
+from .local import run
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 INTEGRATION = os.path.dirname(HERE)
@@ -102,7 +103,7 @@ class Node(Container):
         run("docker", "exec", self.id, "rm", "/var/lib/litefs/filler")
 
 
-class Cluster:
+class Cluster(ClusterBase):
     """Consul and three nodes as containers."""
 
     def __init__(self, retention="10m"):
@@ -117,25 +118,6 @@ class Cluster:
         self.consul.find()
         wait_until(lambda: answers(f"http://{self.addresses['consul']}:8500/v1/status/leader", b":"), 60, "Consul")
         return self
-
-    def start(self, *nodes):
-        for node in nodes or self.nodes:
-            node.start()
-        self.wait_ready(nodes or self.nodes)
-
-    def wait_ready(self, nodes, timeout=90):
-        for node in nodes:
-            wait_until(lambda node=node: answers(node.proxy + "/litefs/health", b""), timeout, f"health of {node.name}")
-            wait_until(lambda node=node: answers(node.proxy + "/entries?limit=1", b""), timeout, f"guestbook on {node.name}")
-
-    def primary(self, timeout=60):
-        def find():
-            return next((node for node in self.nodes if info(node).get("isPrimary")), None)
-        return wait_until(find, timeout, "a primary")
-
-    def replicas(self):
-        primary = self.primary()
-        return [node for node in self.nodes if node is not primary]
 
     def lost_and_found(self, node):
         listing = run("docker", "exec", node.id, "find", "/var/lib/litefs/lost+found", "-type", "f", check=False)

@@ -11,7 +11,7 @@ import tempfile
 import time
 
 from .checker import wait_until
-from .web import Unanswered, request
+from .cluster import ClusterBase, answers
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
@@ -170,7 +170,7 @@ class Node(Host):
         os.remove(os.path.join(self.data, "filler"))
 
 
-class Cluster:
+class Cluster(ClusterBase):
     """Consul and three nodes."""
 
     def __init__(self, number=1, retention="10m", nodes=3):
@@ -201,27 +201,6 @@ class Cluster:
                           os.path.join(self.folder, "consul.log"))
         url = f"http://{self.consul.address}:8500/v1/status/leader"
         wait_until(lambda: answers(url, b":"), 60, "Consul")
-
-    def start(self, *nodes):
-        """Starts nodes (all by default) and waits until there is a primary and each of them is ready to serve."""
-        for node in nodes or self.nodes:
-            node.start()
-        self.wait_ready(nodes or self.nodes)
-
-    def wait_ready(self, nodes, timeout=60):
-        for node in nodes:
-            wait_until(lambda node=node: answers(node.proxy + "/litefs/health", b""), timeout, f"health of {node.name}")
-            wait_until(lambda node=node: answers(node.proxy + "/entries?limit=1", b""), timeout, f"guestbook on {node.name}")
-
-    def primary(self, timeout=60):
-        """The node that is primary now."""
-        def find():
-            return next((node for node in self.nodes if info(node).get("isPrimary")), None)
-        return wait_until(find, timeout, "a primary")
-
-    def replicas(self):
-        primary = self.primary()
-        return [node for node in self.nodes if node is not primary]
 
     def lost_and_found(self, node):
         """What the node has set aside."""
@@ -254,21 +233,3 @@ class Cluster:
             run("umount", "-l", node.data, check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-
-def answers(url, part):
-    """Whether a GET gives 200 with `part` in it."""
-    try:
-        answer = request(url, timeout=5)
-    except Unanswered:
-        return False
-    return answer.status == 200 and part in answer.body
-
-
-def info(node):
-    """`GET /info` of a node; empty while it does not answer."""
-    import json
-
-    try:
-        return json.loads(request(node.api + "/info", timeout=3).body)
-    except (Unanswered, ValueError):
-        return {}

@@ -1,0 +1,52 @@
+"""What both kinds of cluster share: starting, waiting, asking who is primary."""
+
+import json
+
+from .checker import wait_until
+from .web import Unanswered, request
+
+
+class ClusterBase:
+    """Nodes with `start`, `api` and `proxy`; how they are made is up to the backend."""
+
+    nodes = ()
+
+    def start(self, *nodes):
+        """Starts nodes (all by default) and waits until each of them is ready to serve."""
+        for node in nodes or self.nodes:
+            node.start()
+        self.wait_ready(nodes or self.nodes)
+
+    def wait_ready(self, nodes, timeout=90):
+        """Waits until the nodes are healthy and their guestbooks answer."""
+        for node in nodes:
+            wait_until(lambda node=node: answers(node.proxy + "/litefs/health"), timeout, f"health of {node.name}")
+            wait_until(lambda node=node: answers(node.proxy + "/entries?limit=1"), timeout, f"guestbook on {node.name}")
+
+    def primary(self, timeout=60):
+        """The node that is primary now."""
+        def find():
+            return next((node for node in self.nodes if info(node).get("isPrimary")), None)
+        return wait_until(find, timeout, "a primary")
+
+    def replicas(self):
+        """The others."""
+        primary = self.primary()
+        return [node for node in self.nodes if node is not primary]
+
+
+def answers(url, part=b""):
+    """Whether a GET gives 200 with `part` in it."""
+    try:
+        answer = request(url, timeout=5)
+    except Unanswered:
+        return False
+    return answer.status == 200 and part in answer.body
+
+
+def info(node):
+    """`GET /info` of a node; empty while it does not answer."""
+    try:
+        return json.loads(request(node.api + "/info", timeout=3).body)
+    except (Unanswered, ValueError):
+        return {}
