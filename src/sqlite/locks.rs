@@ -155,8 +155,21 @@ pub fn unlock(file: &File, bytes: LockBytes) -> io::Result<()> {
 /// # Errors
 /// Whatever the kernel answers.
 pub fn holder(file: &File, bytes: LockBytes, kind: LockKind) -> io::Result<Option<LockHolder>> {
+    ask(file, libc::F_OFD_GETLK, bytes, kind)
+}
+
+/// As [`holder`], but what this very description holds is told as well: asked for a POSIX lock, which conflicts with
+/// every OFD lock.
+///
+/// # Errors
+/// Whatever the kernel answers.
+pub fn any_holder(file: &File, bytes: LockBytes, kind: LockKind) -> io::Result<Option<LockHolder>> {
+    ask(file, libc::F_GETLK, bytes, kind)
+}
+
+fn ask(file: &File, command: libc::c_int, bytes: LockBytes, kind: LockKind) -> io::Result<Option<LockHolder>> {
     let mut lock = flock(lock_type(kind), bytes);
-    fcntl(file, libc::F_OFD_GETLK, &mut lock)?;
+    fcntl(file, command, &mut lock)?;
     let kind = match libc::c_int::from(lock.l_type) {
         libc::F_UNLCK => return Ok(None),
         libc::F_RDLCK => LockKind::Shared,

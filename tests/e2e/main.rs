@@ -5,6 +5,7 @@
 
 mod clients;
 mod commands;
+mod failover;
 mod lifecycle;
 mod node_api;
 mod replicas;

@@ -1,4 +1,8 @@
 //! The supervisor's hold on every database (DESIGN §9a): it takes the write locks itself when the worker cannot.
+//!
+//! The descriptors are the engine's own, received over a socket: one open file description in two processes. So a lock that
+//! one of them takes is the other's as well, and stays when the other dies. What the engine holds already must not be
+//! given back here; and when the engine closes its fence while this process holds the lock, the lock becomes the engine's.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,7 +16,7 @@ use litefs_lease::{BootInstant, FenceCell};
 #[derive(Debug)]
 struct Inode {
     file: File,
-    /// Whether this process took the lock. Then it must give it back, unless the worker is dead.
+    /// Whether this process took the lock: then the worker does not know of it.
     held: bool,
 }
 
@@ -29,6 +33,23 @@ fn write_lock(kind: FileKind) -> LockBytes {
     match kind {
         FileKind::Shm => locks::WRITE,
         _ => locks::RESERVED,
+    }
+}
+
+/// What trying to take a lock came to.
+enum Taken {
+    Now,
+    /// The engine holds it already.
+    ByEngine,
+    No,
+}
+
+fn take(file: &File, bytes: LockBytes) -> std::io::Result<Taken> {
+    match locks::any_holder(file, bytes, LockKind::Exclusive)? {
+        Some(holder) if holder.pid.is_none() => Ok(Taken::ByEngine),
+        Some(_) => Ok(Taken::No),
+        None if locks::try_lock(file, bytes, LockKind::Exclusive)? => Ok(Taken::Now),
+        None => Ok(Taken::No),
     }
 }
 
@@ -57,9 +78,10 @@ impl Fence {
             if inode.held {
                 continue;
             }
-            match locks::try_lock(&inode.file, write_lock(*kind), LockKind::Exclusive) {
-                Ok(true) => inode.held = true,
-                Ok(false) => missing += 1,
+            match take(&inode.file, write_lock(*kind)) {
+                Ok(Taken::Now) => inode.held = true,
+                Ok(Taken::ByEngine) => {}
+                Ok(Taken::No) => missing += 1,
                 Err(error) => {
                     missing += 1;
                     tracing::warn!(db, ?kind, %error, "fence a database");
@@ -69,7 +91,15 @@ impl Fence {
         missing
     }
 
-    /// Gives back what [`Fence::close`] took: the worker runs again and rules by itself.
+    /// The worker has closed the fence by itself: what [`Fence::close`] took is the engine's now.
+    pub fn leave_to_worker(&mut self) {
+        self.closed = false;
+        for inode in self.inodes.values_mut() {
+            inode.held = false;
+        }
+    }
+
+    /// Gives back what [`Fence::close`] took: the worker runs again and its lease is proved.
     pub fn open(&mut self) {
         if !std::mem::take(&mut self.closed) {
             return;
@@ -110,19 +140,57 @@ mod tests {
         assert!(!Fence::is_overdue(&cell));
     }
 
-    #[test]
-    fn closing_takes_the_lock_of_every_inode_once_it_is_free() {
+    /// A file, and the engine's descriptor of it.
+    fn inode() -> (tempfile::NamedTempFile, File) {
         let path = tempfile::NamedTempFile::new().expect("file");
-        let open = || File::options().read(true).write(true).open(path.path()).expect("open");
-        let (client, other) = (open(), open());
+        let engine = open(&path);
+        (path, engine)
+    }
+
+    fn open(path: &tempfile::NamedTempFile) -> File {
+        File::options().read(true).write(true).open(path.path()).expect("open")
+    }
+
+    fn fence(engine: &File) -> Fence {
         let mut fence = Fence::default();
-        fence.attach("a".into(), FileKind::Shm, open().into());
-        assert!(locks::try_lock(&client, locks::WRITE, LockKind::Exclusive).expect("lock"));
-        assert_eq!(fence.close(), 1, "a writer is at work");
-        locks::unlock(&client, locks::WRITE).expect("unlock");
+        // As over a socket: another descriptor of the same description.
+        fence.attach("a".into(), FileKind::Shm, engine.try_clone().expect("duplicate").into());
+        fence
+    }
+
+    fn is_free(path: &tempfile::NamedTempFile) -> bool {
+        locks::holder(&open(path), locks::WRITE, LockKind::Exclusive).expect("ask").is_none()
+    }
+
+    #[test]
+    fn closing_takes_the_lock_and_opening_gives_it_back() {
+        let (path, engine) = inode();
+        let mut fence = fence(&engine);
         assert_eq!(fence.close(), 0);
-        assert!(!locks::try_lock(&other, locks::WRITE, LockKind::Exclusive).expect("lock"));
+        assert!(!is_free(&path));
         fence.open();
-        assert!(locks::try_lock(&other, locks::WRITE, LockKind::Exclusive).expect("lock"));
+        assert!(is_free(&path));
+    }
+
+    #[test]
+    fn a_lock_that_the_engine_holds_is_not_given_back() {
+        let (path, engine) = inode();
+        let mut fence = fence(&engine);
+        assert!(locks::try_lock(&engine, locks::WRITE, LockKind::Exclusive).expect("lock"));
+        assert_eq!(fence.close(), 0);
+        fence.open();
+        assert!(!is_free(&path), "the engine's fence was opened by the supervisor");
+    }
+
+    #[test]
+    fn when_the_engine_closes_its_fence_meanwhile_the_lock_becomes_its_own() {
+        let (path, engine) = inode();
+        let mut fence = fence(&engine);
+        assert_eq!(fence.close(), 0);
+        assert!(locks::try_lock(&engine, locks::WRITE, LockKind::Exclusive).expect("lock"), "the same description");
+        fence.leave_to_worker();
+        assert!(!is_free(&path));
+        locks::unlock(&engine, locks::WRITE).expect("unlock");
+        assert!(is_free(&path));
     }
 }

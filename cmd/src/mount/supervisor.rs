@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
-use litefs_lease::FenceCell;
+use litefs_lease::{BootInstant, FenceCell};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal};
@@ -329,9 +329,16 @@ impl Supervisor {
                 tracing::warn!("the lease ran out and the worker did not react: closing the fence in its place");
             }
             self.fence.close();
+        } else if self.fence.is_closed() && self.cell.deadline() == BootInstant::PAST {
+            tracing::info!("the worker runs again and has closed the fence by itself");
+            self.fence.leave_to_worker();
         } else if self.fence.is_closed() {
-            tracing::info!("the worker runs again: giving the fence back to it");
+            tracing::info!("the worker runs again and its lease is proved: giving the fence back to it");
             self.fence.open();
+            if !self.cell.is_open() {
+                // It has closed it in that very moment, and the lock was one.
+                self.fence.close();
+            }
         }
     }
 
