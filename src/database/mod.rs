@@ -30,6 +30,7 @@ mod recover;
 mod rollback;
 mod set_aside;
 mod snapshot;
+mod strict;
 mod view;
 mod wal_capture;
 

@@ -48,6 +48,12 @@ impl Keeper {
             for notice in notices {
                 match notice {
                     Notice::Entry(name, kind) => tell_mount(&store, &name, kind),
+                    Notice::Verify(name) => {
+                        if let Some(database) = store.database(name.as_str()) {
+                            let result = database.verify_strictly();
+                            database.note_outcome("strict-verify", result.as_ref().err());
+                        }
+                    }
                     Notice::Checkpoint(name) => {
                         if let Some(database) = store.database(name.as_str()) {
                             checkpoint(&database);

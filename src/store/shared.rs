@@ -27,6 +27,8 @@ pub(crate) enum Notice {
     Entry(DbName, FileKind),
     /// The WAL has grown: checkpoint.
     Checkpoint(DbName),
+    /// `strict-verify`: there was a transaction.
+    Verify(DbName),
 }
 
 /// The store's side of every database.
@@ -165,6 +167,9 @@ impl Shared {
             commit: state.checksums.page_count(),
             timestamp_ms,
         };
+        if self.config.strict_verify {
+            self.notify(Notice::Verify(database.name.clone()));
+        }
         // Without a receiver there is nobody to tell.
         let _ = self.events.send(event);
     }

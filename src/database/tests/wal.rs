@@ -221,3 +221,20 @@ fn a_writer_that_never_pauses_sees_no_busy_and_its_wal_is_started_again() {
     check(&database, &mut model, &client);
     assert_eq!(model.txid().0, 6_002);
 }
+
+#[test]
+fn strict_verify_finds_a_page_that_changed_behind_our_back() {
+    let node = Node::start(Mode::Primary);
+    let (database, client) = node.database("db", WAL);
+    client.run("INSERT INTO t VALUES(1, 'x')").expect("writes");
+    database.position_now().expect("captures");
+    database.verify_strictly().expect("reads");
+    assert_eq!(database.health(), crate::database::Health::Ok);
+    wait_until("everything is in the database file", || {
+        database.checkpoint().expect("checkpoints") == crate::database::Checkpointed::Complete
+    });
+    let file = database.files.database().expect("opens");
+    crate::os::write_all_at("database.write", &file, b"damage", 4096 + 2000).expect("damages");
+    database.verify_strictly().expect("reads");
+    assert!(matches!(database.health(), crate::database::Health::Broken(_)));
+}
