@@ -202,7 +202,9 @@ impl Node {
         let first = !std::mem::replace(&mut *self.stopped.lock(), true);
         self.shutdown.cancel();
         if first {
-            self.remote_halts.release_all().await;
+            if tokio::time::timeout(STOP_MAX, self.remote_halts.release_all()).await.is_err() {
+                tracing::warn!("HALT locks could not be given back in time; they expire by themselves");
+            }
             self.shared.role.stop().await;
             self.shared.closing.cancel();
             self.shared.tasks.close();

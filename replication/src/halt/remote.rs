@@ -174,6 +174,7 @@ impl RemoteHalts {
             shipped: pos,
             metrics: self.inner.metrics.clone(),
             resync: self.inner.resync.clone(),
+            role: self.inner.role.clone(),
         };
         tokio::spawn(shipper.run(finished));
         tracing::info!(db = %name, id, %pos, "took the HALT lock");

@@ -19,6 +19,7 @@ use super::HALT_TTL;
 use super::remote::ASK_MAX;
 use crate::metrics::Metrics;
 use crate::peer::{Peer, PeerBody, PeerError, full, query_escape};
+use crate::roles::{RoleHandle, RoleState};
 
 /// How often the lock is renewed.
 const RENEW_EVERY: Duration = Duration::from_secs(10);
@@ -50,6 +51,7 @@ pub(super) struct Shipper {
     pub(super) shipped: Pos,
     pub(super) metrics: Arc<Metrics>,
     pub(super) resync: Arc<Notify>,
+    pub(super) role: RoleHandle,
 }
 
 impl Shipper {
@@ -61,6 +63,15 @@ impl Shipper {
         };
         let result = match held {
             Ok(()) => Ok(()),
+            // What is not shipped is the cluster's history now.
+            Err(_) if self.is_primary() => {
+                let db = self.db.clone();
+                let closed = tokio::task::spawn_blocking(move || db.set_local_writes(false));
+                if let Ok(Err(error)) = closed.await {
+                    tracing::warn!(db = %self.db.name(), %error, "end the HALT lock on the new primary");
+                }
+                Ok(())
+            }
             Err(cause) => {
                 self.give_up(&cause).await;
                 Err(cause)
@@ -85,6 +96,7 @@ impl Shipper {
         loop {
             tokio::select! {
                 biased;
+                () = became_primary(&self.role) => return Err("this node has become the primary".to_owned()),
                 order = finish.recv() => return Ok(order.map(|finish| finish.answer)),
                 _ = renew.tick() => self.renew().await?,
                 event = self.events.recv() => match event {
@@ -141,6 +153,10 @@ impl Shipper {
         self.resync.notify_one();
     }
 
+    fn is_primary(&self) -> bool {
+        self.role.is_primary()
+    }
+
     fn path(&self, route: &str) -> String {
         format!("{route}?name={}&id={}", query_escape(self.db.name().as_str()), self.id)
     }
@@ -182,7 +198,7 @@ impl Shipper {
             let result = self.ask_once(method.clone(), path, body()).await;
             match result {
                 Err(PeerError::Connect(..) | PeerError::Http(..) | PeerError::TimedOut(_))
-                    if Instant::now() < deadline =>
+                    if Instant::now() < deadline && !self.is_primary() =>
                 {
                     self.peer = None;
                     tokio::time::sleep(RETRY_PAUSE).await;
@@ -199,6 +215,13 @@ impl Shipper {
         };
         let within = if path.starts_with("/tx") { TX_MAX } else { ASK_MAX };
         peer.ask(method, path, body, within).await.map(drop)
+    }
+}
+
+async fn became_primary(role: &RoleHandle) {
+    if role.subscribe().wait_for(RoleState::is_primary).await.is_err() {
+        // The role machine is gone, and so is this node in a moment.
+        std::future::pending::<()>().await;
     }
 }
 

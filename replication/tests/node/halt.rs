@@ -4,6 +4,8 @@ use litefs::Txid;
 use litefs_replication::HaltError;
 use serde_json::Value;
 
+use litefs_lease::testing::MemoryCluster;
+
 use crate::harness::{Setup, TestNode, db_name, until, within};
 
 const OWNER: u64 = 7;
@@ -108,4 +110,28 @@ async fn on_the_primary_there_is_nothing_to_take() {
     assert!(matches!(unknown, Err(HaltError::UnknownDatabase)), "{unknown:?}");
     replica.stop().await;
     primary.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_next_primary_wrote_under_the_lock_stays() {
+    let cluster = MemoryCluster::new(None);
+    let member = async || TestNode::start(Setup { cluster: Some(cluster.clone()), ..Setup::default() }).await;
+    let first = member().await;
+    until("the first node is primary", || first.node.role().is_primary()).await;
+    first.put("a.db", 10).await;
+    let second = member().await;
+    second.matches(&first, "a.db").await;
+    let name = db_name("a.db");
+    within("the lock", second.node.halts().acquire(&name, OWNER, true)).await.expect("taken");
+    first.stop().await;
+    until("the holder of the lock takes over", || second.node.role().is_primary()).await;
+    let written = second.write("a.db", "INSERT INTO t VALUES (1001, 'kept')").await;
+    within("the release", second.node.halts().release(&name, OWNER)).await.expect("released");
+    assert_eq!(second.pos("a.db"), written);
+    let replica = member().await;
+    replica.matches(&second, "a.db").await;
+    second.write("a.db", "INSERT INTO t VALUES (1002, 'too')").await;
+    replica.matches(&second, "a.db").await;
+    replica.stop().await;
+    second.stop().await;
 }
