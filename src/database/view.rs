@@ -38,6 +38,8 @@ pub(crate) struct View {
     /// `None` for a deleted database.
     database: Option<Arc<File>>,
     frames: Frames,
+    /// `database` is a file of its own.
+    is_copy: bool,
     /// Hold the view in place.
     _locks: Vec<LockGuard>,
 }
@@ -78,11 +80,11 @@ impl Database {
             let view = match self.shm() {
                 Some(shm) => self.view_by_index(&*kernel, &shm)?,
                 None if self.files.exists(FileKind::Wal) => None,
-                None => Some(self.view_of_copy()?),
+                None => Some(self.view_of_file()?),
             };
             if let Some(mut view) = view {
-                // Not in rollback mode: there the copy is independent, and writers may go on.
-                if matches!(view.frames, Frames::Index { .. }) || self.shm().is_some() {
+                // A copy is independent: writers may go on.
+                if !view.is_copy {
                     view._locks.push(shared);
                 }
                 return Ok(view);
@@ -102,7 +104,7 @@ impl Database {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the database has no transaction yet"));
         };
         let (page_size, frames) = (header.page_size, Frames::None);
-        Ok(View { pos, page_size, page_count: 0, database: None, frames, _locks: Vec::new() })
+        Ok(View { pos, page_size, page_count: 0, database: None, frames, is_copy: true, _locks: Vec::new() })
     }
 
     fn view_in(&self, state: &CaptureState, frames: Frames, locks: Vec<LockGuard>) -> io::Result<View> {
@@ -115,6 +117,7 @@ impl Database {
             page_count: state.checksums.page_count(),
             database: Some(self.files.database()?),
             frames,
+            is_copy: false,
             _locks: locks,
         })
     }
@@ -161,15 +164,24 @@ impl Database {
         self.view_in(&state, frames, vec![lock]).map(Some)
     }
 
-    /// In rollback mode, under SHARED: a copy of the file.
-    fn view_of_copy(&self) -> io::Result<View> {
+    /// In rollback mode, under SHARED: a copy of the file; without room for one the file itself, and writers wait.
+    fn view_of_file(&self) -> io::Result<View> {
         // What was committed without a journal is captured only when somebody looks.
         self.position_now()?;
         let mut view = {
             let state = self.capture.lock();
             self.view_in(&state, Frames::None, Vec::new())?
         };
-        view.database = Some(Arc::new(self.copy_of_file()?));
+        match self.copy_of_file() {
+            Ok(copy) => {
+                view.database = Some(Arc::new(copy));
+                view.is_copy = true;
+            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {
+                tracing::warn!(database = %self.name, %error, "no room for a copy; writers wait until it is sent");
+            }
+            Err(error) => return Err(error),
+        }
         Ok(view)
     }
 

@@ -48,6 +48,9 @@ impl Log {
         }
         {
             let mut state = self.state.lock();
+            if image.header.is_snapshot() {
+                state.cache.clear();
+            }
             state.cache.push(entry.min, image.bytes.clone());
             state.last = Some(Last { header: image.header, post: entry.post });
         }
@@ -70,7 +73,13 @@ impl Log {
         let path = self.segment_path(sequence);
         let (file, entry) = spool.into_segment(sequence, &header, post, &path)?;
         self.activate(sequence, path, file, header, entry);
-        self.state.lock().last = Some(Last { header, post });
+        {
+            let mut state = self.state.lock();
+            if header.is_snapshot() {
+                state.cache.clear();
+            }
+            state.last = Some(Last { header, post });
+        }
         self.drop_before_snapshot(&header);
         Ok(Pos::new(header.max_txid, post))
     }
@@ -154,11 +163,6 @@ impl Log {
             let mut state = self.state.lock();
             state.chain_start = Txid::ZERO;
             state.sealed.clear();
-            let newest = state.cache.get(header.min_txid);
-            state.cache.clear();
-            if let Some(bytes) = newest {
-                state.cache.push(header.min_txid, bytes);
-            }
             let before = state.segments.len() - 1;
             state.segments.drain(..before).collect()
         };

@@ -19,6 +19,8 @@ mod segment;
 mod spool;
 
 #[cfg(test)]
+mod property_tests;
+#[cfg(test)]
 mod tests;
 
 pub use open::Opened;
@@ -37,8 +39,8 @@ use parking_lot::Mutex;
 use crate::ltx::Header;
 use crate::{Checksum, Pos, Txid};
 
-/// A segment that has grown to this size is sealed before the next append, in bytes.
-pub const SEGMENT_BYTES: u64 = 16 << 20;
+/// A segment that has grown to this size is sealed before the next append, in bytes. (Unit tests fill many.)
+pub const SEGMENT_BYTES: u64 = if cfg!(test) { 256 << 10 } else { 16 << 20 };
 /// Records up to this size are read into memory (and cached); larger ones are handed out as a range of their file.
 pub const MEMORY_RECORD_BYTES_MAX: u64 = 256 << 10;
 /// The newest records kept in memory, together, in bytes.
@@ -147,7 +149,7 @@ struct SealedIndex {
     entries: Vec<Entry>,
 }
 
-/// The newest small records, so that many streams share one copy.
+/// The newest small records, by ascending TXID, so that many streams share one copy.
 #[derive(Debug, Default)]
 struct Cache {
     records: VecDeque<(Txid, Bytes)>,

@@ -32,7 +32,11 @@ impl Log {
     /// # Errors
     /// The directory cannot be read or written.
     pub fn open(dir: &Path) -> io::Result<(Self, Opened)> {
-        fs::create_dir_all(Self::segments_dir(dir))?;
+        let segments_dir = Self::segments_dir(dir);
+        if !segments_dir.exists() {
+            fs::create_dir_all(&segments_dir)?;
+            os::sync_dir("log.sync_dir", dir)?;
+        }
         Self::open_as(dir, Access::Write)
     }
 

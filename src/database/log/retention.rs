@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::segment::{self, SEGMENT_HEADER_BYTES};
-use super::{Entry, Last, Log, Segment, legacy};
+use super::{Entry, Last, Log, Segment, State, legacy};
 use crate::{Pos, Txid, os};
 
 /// What retention has removed.
@@ -22,18 +22,21 @@ impl Log {
     /// Drops whole segments all of whose records are older than `before_ms` (ms since the epoch), never the newest one.
     ///
     /// # Errors
-    /// A file cannot be removed; it is out of the index already, and goes at the next call or start.
+    /// Syncing what stays (then nothing is dropped); a file cannot be removed: it is out of the index already, and goes at the next call or start.
     pub fn retain(&self, before_ms: u64) -> io::Result<Reaped> {
         let _appender = self.appender.lock();
         let mut reaped = Reaped::default();
+        if self.state.lock().droppable(before_ms) {
+            // What stays must outlive a power loss: it is all that says where the database is.
+            self.sync()?;
+        }
         loop {
             let path = {
                 let mut state = self.state.lock();
-                // The next segment's first record is younger than everything in this one.
-                let (Some(oldest), Some(next)) = (state.segments.front(), state.segments.get(1)) else { break };
-                if next.first.timestamp_ms >= before_ms {
+                if !state.droppable(before_ms) {
                     break;
                 }
+                let (Some(oldest), Some(next)) = (state.segments.front(), state.segments.get(1)) else { break };
                 reaped.bytes += oldest.len;
                 reaped.transactions += next.first.min_txid.0.saturating_sub(oldest.first.min_txid.0);
                 let path = oldest.path.clone();
@@ -96,6 +99,13 @@ impl Log {
         let pos = state.last.as_ref().map_or(Pos::ZERO, |last| Pos::new(last.header.max_txid, last.post));
         state.synced = pos.txid;
         Ok(pos)
+    }
+}
+
+impl State {
+    /// Whether all records of the oldest segment are older: the next one's first is younger than all of them.
+    fn droppable(&self, before_ms: u64) -> bool {
+        self.segments.get(1).is_some_and(|next| next.first.timestamp_ms < before_ms)
     }
 }
 

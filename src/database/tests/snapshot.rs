@@ -83,6 +83,24 @@ fn in_rollback_mode_a_slow_receiver_keeps_nobody_waiting() {
 }
 
 #[test]
+fn in_rollback_mode_without_room_for_a_copy_writers_wait() {
+    let node = Node::start(Mode::Primary);
+    let (database, client) =
+        node.rollback_database("db", "CREATE TABLE t(x); INSERT INTO t VALUES(randomblob(300000));");
+    let before = client.image();
+    let _injected = crate::fault::on_this_thread("view.copy", libc::ENOSPC, 1);
+    let meanwhile = || {
+        let error = client.run("BEGIN IMMEDIATE; UPDATE t SET x = 1; COMMIT").expect_err("waits");
+        assert!(error.contains("locked"), "{error}");
+        client.run("ROLLBACK").expect("ends");
+    };
+    let mut out = Slow { bytes: Vec::new(), left: 1, meanwhile };
+    database.export(&mut out).expect("sends");
+    assert!(out.bytes == before);
+    client.run("UPDATE t SET x = 1").expect("writes again");
+}
+
+#[test]
 fn a_copy_that_is_not_what_the_position_says_is_refused() {
     let node = Node::start(Mode::Primary);
     let (database, client) = node.rollback_database("db", "CREATE TABLE t(x); INSERT INTO t VALUES(1);");
