@@ -3,13 +3,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::links::ShmLink;
 use super::wal_capture::{Generation, Looked, Lookup};
 use super::{CaptureState, Database};
-use crate::sqlite::locks::{self, LockKind};
+use crate::kernel::FileKind;
+use crate::sqlite::locks::{self, LockGuard, LockKind};
 use crate::sqlite::wal::{FRAME_HEADER_LEN, FrameHeader, WalHeader, WalWalk, frame_offset};
 use crate::sqlite::wal_index::header::IndexHeader;
 
@@ -59,7 +61,9 @@ impl Database {
 
     /// A client opens a shm that we have attached already. If it is the first one to use it, SQLite's protocol would have it
     /// rebuild the index; with our hold on DMS it cannot know that it is first. So an index that does not describe the WAL
-    /// (an exclusive client went on without it) is made invalid for it.
+    /// (an exclusive client went on without it) is made invalid for it. But where the index only lacks the last frames, it is
+    /// continued: SQLite before 3.51 leaves frames that the index alone vouches for, and a client's recovery would stop there
+    /// and lose every commit behind.
     ///
     /// # Errors
     /// Asking for locks, reading the WAL.
@@ -69,11 +73,53 @@ impl Database {
         }
         let Some(header) = shm.index.read_header()? else { return Ok(()) };
         let wal = self.files.wal()?;
-        let described = match &wal {
-            Some(wal) => describes(&header, wal)?,
-            None => header.mx_frame == 0,
+        let relation = match &wal {
+            Some(wal) => index_relation(&header, wal)?,
+            None if header.mx_frame == 0 => IndexRelation::Describes,
+            None => IndexRelation::Stale,
         };
-        if described { Ok(()) } else { invalidate_stale(shm) }
+        match (relation, &wal) {
+            (IndexRelation::Describes, _) => Ok(()),
+            (IndexRelation::Restarted, Some(wal)) if !frame_follows(wal, &self.capture.lock())? => Ok(()),
+            (IndexRelation::Behind, Some(wal)) => self.continue_index(shm, wal),
+            _ => invalidate_stale(shm),
+        }
+    }
+
+    /// Enters the whole transactions that lie behind the index's last frame, as their writer was about to do when it was killed.
+    fn continue_index(&self, shm: &ShmLink, wal: &File) -> io::Result<()> {
+        let Some(kernel) = self.shared.kernel() else { return Ok(()) };
+        // A descriptor of its own: this is a hook, the other two belong to actions and the fence.
+        let file = Arc::new(kernel.open(&self.name, FileKind::Shm)?);
+        if file.metadata()?.ino() != shm.link.fence.metadata()?.ino() {
+            return Ok(());
+        }
+        // Somebody who writes now has seen to it.
+        let Some(_write) = LockGuard::try_new(&file, locks::WRITE, LockKind::Exclusive)? else { return Ok(()) };
+        let (Some(index), Some(header)) = (shm.index.read_header()?, WalHeader::read(wal)?) else { return Ok(()) };
+        if header.salt != index.salt {
+            return Ok(());
+        }
+        let chain = if index.mx_frame == 0 { header.checksum } else { index.frame_checksum };
+        let mut walk = WalWalk::resume(wal, header, index.mx_frame, chain);
+        let mut pages = Vec::new();
+        while let Some((frame, head, _)) = walk.next_frame()? {
+            pages.push(head.pgno);
+            if head.commit == 0 {
+                continue;
+            }
+            let first = frame + 1 - u32::try_from(pages.len()).unwrap_or(frame);
+            for (frame, pgno) in (first..).zip(pages.drain(..)) {
+                shm.index.append(frame, pgno)?;
+            }
+            let change = shm.index.read_header()?.map_or(index.change, |header| header.change).wrapping_add(1);
+            let (page_size, page_count) = (header.page_size, head.commit);
+            let continued =
+                IndexHeader { change, page_size, mx_frame: frame, page_count, frame_checksum: head.checksum, ..index };
+            shm.index.write_header(&continued)?;
+            tracing::debug!(database = %self.name, frame, "continued the wal-index of a killed writer");
+        }
+        Ok(())
     }
 
     /// Whether somebody has the database to itself.
@@ -117,14 +163,30 @@ fn invalidate_stale(shm: &ShmLink) -> io::Result<()> {
     shm.release_checkpoints()
 }
 
-/// Whether the WAL is the one of this header, and has no whole transaction behind the header's last frame.
-fn describes(index: &IndexHeader, wal: &File) -> io::Result<bool> {
-    let Some(header) = WalHeader::read(wal)? else { return Ok(index.mx_frame == 0) };
+/// What an index knows of a WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum IndexRelation {
+    /// It is the index of this WAL, which has no whole transaction behind the index's last frame.
+    Describes,
+    /// It is, but there are whole transactions behind.
+    Behind,
+    /// It begins the generation after the one in the WAL, and nothing of that is written yet.
+    Restarted,
+    /// It is another WAL's.
+    Stale,
+}
+
+fn index_relation(index: &IndexHeader, wal: &File) -> io::Result<IndexRelation> {
+    let Some(header) = WalHeader::read(wal)? else {
+        return Ok(if index.mx_frame == 0 { IndexRelation::Describes } else { IndexRelation::Stale });
+    };
     if header.salt != index.salt {
-        return Ok(false);
+        let restarted = index.mx_frame == 0 && index.salt[0] == header.salt[0].wrapping_add(1);
+        return Ok(if restarted { IndexRelation::Restarted } else { IndexRelation::Stale });
     }
-    let behind = WalWalk::resume(wal, header, index.mx_frame, index.frame_checksum).valid_prefix()?;
-    Ok(behind.mx_frame <= index.mx_frame)
+    let chain = if index.mx_frame == 0 { header.checksum } else { index.frame_checksum };
+    let behind = WalWalk::resume(wal, header, index.mx_frame, chain).valid_prefix()?;
+    Ok(if behind.mx_frame <= index.mx_frame { IndexRelation::Describes } else { IndexRelation::Behind })
 }
 
 fn generation<'a>(state: &'a CaptureState, header: &WalHeader) -> Option<&'a Generation> {

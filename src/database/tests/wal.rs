@@ -238,3 +238,38 @@ fn strict_verify_finds_a_page_that_changed_behind_our_back() {
     database.verify_strictly().expect("reads");
     assert!(matches!(database.health(), crate::database::Health::Broken(_)));
 }
+
+#[test]
+fn a_killed_writers_last_frames_are_entered_without_a_recovery() {
+    use crate::sqlite::wal::{FRAME_HEADER_LEN, FrameHeader, WalHeader, encode_frame, frame_len, frame_offset};
+    use std::os::unix::fs::FileExt;
+
+    let node = Node::start(Mode::Primary);
+    let (database, client) = node.database("db", WAL);
+    let mut model = Model::default();
+    for round in 0..5 {
+        client.run(&format!("INSERT INTO t VALUES({round}, 'x')")).expect("writes");
+    }
+    check(&database, &mut model, &client);
+    client.kill();
+    let wal = database.files.wal().expect("wal").expect("exists");
+    let header = WalHeader::read(&wal).expect("reads").expect("a header");
+    let index = database.shm().expect("attached").index.read_header().expect("reads").expect("valid");
+    // What SQLite before 3.51 leaves behind: a recovery would stop here.
+    wal.write_all_at(&[0; 8], frame_offset(1, header.page_size) + 8).expect("writes");
+    // A whole transaction, but its writer was killed before it entered it.
+    let mut last = vec![0; frame_len(header.page_size) as usize];
+    wal.read_exact_at(&mut last, frame_offset(index.mx_frame, header.page_size)).expect("reads");
+    let (head, page) = last.split_first_chunk::<FRAME_HEADER_LEN>().expect("a frame");
+    let mut frame = Vec::new();
+    encode_frame(&mut frame, &header, FrameHeader::parse(head).pgno, index.page_count, page, index.frame_checksum);
+    wal.write_all_at(&frame, frame_offset(index.mx_frame + 1, header.page_size)).expect("writes");
+
+    database.shm_opened().expect("looks at the index");
+    let again = Client::open(&node.path("db"));
+    assert_eq!(again.run("SELECT count(*) FROM t").expect("reads"), "5", "no commit is lost");
+    let now = database.shm().expect("attached").index.read_header().expect("reads").expect("valid");
+    assert_eq!(now.mx_frame, index.mx_frame + 1);
+    again.run("INSERT INTO t VALUES(5, 'x')").expect("writes");
+    check(&database, &mut model, &again);
+}
