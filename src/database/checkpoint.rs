@@ -92,6 +92,9 @@ impl Database {
         let Some(_shared) = LockGuard::shared_db(&database.action, SHARED_WAIT)? else {
             return Ok(Checkpointed::Busy);
         };
+        let Some(_dms) = LockGuard::try_new(&shm.link.action, locks::DMS, LockKind::Shared)? else {
+            return Ok(Checkpointed::Busy);
+        };
         if shm.index.read_header()?.is_none() || !shm.take_checkpoints()? {
             return Ok(Checkpointed::Busy);
         }

@@ -12,10 +12,10 @@ use parking_lot::{Condvar, Mutex};
 use super::links::{Link, ShmLink};
 use super::rollback::Moment;
 use super::{CaptureState, Database};
-use crate::Pos;
 use crate::kernel::FileKind;
 use crate::os;
 use crate::sqlite::locks::{self, LockBytes, LockGuard, LockKind};
+use crate::{Layout, Pos};
 
 /// How long opening the shm waits for WRITE: nobody else can hold it for long while the fence is closed.
 const NEW_SHM_WAIT: Duration = Duration::from_secs(2);
@@ -159,7 +159,10 @@ impl Database {
         }
         let shared = LockGuard::shared_db(&database.fence, Duration::ZERO)?;
         let write = match self.shm() {
-            Some(shm) => locks::try_lock(&shm.link.fence, locks::WRITE, LockKind::Exclusive)?,
+            Some(shm) => {
+                locks::try_lock(&shm.link.fence, locks::DMS, LockKind::Shared)?
+                    && locks::try_lock(&shm.link.fence, locks::WRITE, LockKind::Exclusive)?
+            }
             None => true,
         };
         if let (Some(shared), true) = (shared, write) {
@@ -204,9 +207,18 @@ impl Database {
         locks::unlock(&database.fence, locks::PENDING)?;
         shared?;
         match self.shm() {
-            Some(shm) => wait(&shm.link.fence, locks::WRITE, LockKind::Exclusive),
+            Some(shm) => {
+                wait(&shm.link.fence, locks::DMS, LockKind::Shared)?;
+                wait(&shm.link.fence, locks::WRITE, LockKind::Exclusive)
+            }
             None => Ok(()),
         }
+    }
+
+    /// Whether the engine holds DMS: with the fence closed; and without a mount, as nothing else keeps clients from truncating
+    /// the shm under our mapping.
+    pub(crate) fn shares_shm(&self) -> bool {
+        self.shared.layout == Layout::Sqlite || self.fence.reasons.lock().closed()
     }
 
     /// Gives all fence locks back.
@@ -218,6 +230,9 @@ impl Database {
         };
         if let Some(shm) = shm {
             locks::unlock(&shm.link.fence, locks::WRITE)?;
+            if self.shared.layout != Layout::Sqlite {
+                shm.share(false)?;
+            }
         }
         if let Some(database) = database {
             locks::unlock(&database.fence, locks::SHARED)?;

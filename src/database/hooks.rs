@@ -223,17 +223,18 @@ impl Database {
         Ok(())
     }
 
-    /// A change of the shm's size. It never shrinks while it is mapped: clients truncate it only as first opener, which
-    /// nobody is while we hold DMS.
+    /// A change of the shm's size. A client truncates it as its first user, to make the index invalid. While it is mapped its
+    /// length must stay (a shorter one faults), so the index is made invalid where it is: to SQLite it is the same.
     ///
     /// # Errors
-    /// `EBUSY` for shrinking a mapped shm; changing the size.
+    /// Changing the size, giving CKPT back.
     pub fn shm_truncate(&self, len: u64) -> io::Result<()> {
         let file = os::open_or_create("shm.create", &self.files.path(FileKind::Shm))?;
-        if self.shm().is_some() && len < file.metadata()?.len() {
-            return Err(io::Error::from_raw_os_error(libc::EBUSY));
-        }
-        os::set_len("shm.truncate", &file, len)
+        let before = file.metadata()?.len();
+        let Some(shm) = self.shm().filter(|_| len < before) else { return os::set_len("shm.truncate", &file, len) };
+        shm.index.invalidate()?;
+        // The client is about to rebuild the index and needs it.
+        shm.release_checkpoints()
     }
 
     /// The shm is about to be unlinked: by the last client that closes.

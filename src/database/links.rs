@@ -47,7 +47,7 @@ pub(crate) struct Links {
 /// The shm: locked, and mapped as wal-index.
 #[derive(Debug)]
 pub(crate) struct ShmLink {
-    /// Its descriptors. `fence` holds DMS shared for as long as the link lives.
+    /// Its descriptors. `fence` holds DMS shared while the fence is closed ([`ShmLink::share`]).
     pub(crate) link: Link,
     /// The mapping.
     pub(crate) index: WalIndex,
@@ -56,6 +56,21 @@ pub(crate) struct ShmLink {
 }
 
 impl ShmLink {
+    /// Holds DMS on the fence's descriptor, as whoever uses the shm for long does, or gives it back.
+    ///
+    /// Not on a primary: while others share the shm SQLite (from 3.51 on) neither leaves WAL mode nor removes the WAL at its last
+    /// close. Without DMS a client can be the shm's first user and truncates it; our mapping survives that, as
+    /// [`Database::shm_truncate`] keeps the file's length.
+    pub(crate) fn share(&self, shared: bool) -> io::Result<()> {
+        if shared {
+            if locks::lock_within(&self.link.fence, locks::DMS, LockKind::Shared, DMS_WAIT)? {
+                return Ok(());
+            }
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, "a client keeps the shared memory to itself"));
+        }
+        locks::unlock(&self.link.fence, locks::DMS)
+    }
+
     /// Whether the engine owns CKPT.
     pub(crate) fn owns_checkpoints(&self) -> bool {
         self.ckpt.load(Ordering::Acquire)
@@ -144,11 +159,9 @@ impl Database {
         }
         let kernel = self.shared.kernel().ok_or_else(no_kernel)?;
         let link = Link::open(&*kernel, self, FileKind::Shm)?;
-        if !locks::lock_within(&link.fence, locks::DMS, LockKind::Shared, DMS_WAIT)? {
-            return Err(io::Error::new(io::ErrorKind::WouldBlock, "a client keeps the shared memory to itself"));
-        }
         let index = WalIndex::new(link.fence.try_clone()?);
         let shm = Arc::new(ShmLink { link, index, ckpt: AtomicBool::new(false) });
+        shm.share(true)?;
         let fresh = {
             let mut links = self.links.lock();
             match links.shm.clone().filter(|other| other.link.backing_ino == metadata.ino()) {
@@ -162,6 +175,9 @@ impl Database {
         self.fence_new_shm(&fresh)?;
         if fresh.index.read_header()?.is_some() {
             fresh.take_checkpoints()?;
+        }
+        if !self.shares_shm() {
+            fresh.share(false)?;
         }
         Ok(fresh)
     }

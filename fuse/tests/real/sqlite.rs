@@ -67,6 +67,30 @@ fn journal_modes_can_be_switched_with_two_clients() {
 }
 
 #[test]
+fn a_new_sqlite_leaves_wal_mode_and_removes_the_wal_at_its_last_close() {
+    let node = Node::start();
+    let connection = node.open("a.db");
+    connection.execute_batch("CREATE TABLE t(x)").expect("create");
+    for (i, mode) in (0i64..).zip(["wal", "delete", "wal", "truncate", "wal", "off", "wal", "memory", "wal"]) {
+        // SQLite refuses while the engine looks into the database: not for long.
+        eventually("the mode is changed", || {
+            let now = connection.query_row(&format!("PRAGMA journal_mode={mode}"), [], |row| row.get::<_, String>(0));
+            now.is_ok_and(|now| now == mode)
+        });
+        connection.execute("INSERT INTO t VALUES(?1)", [i]).expect("insert");
+        node.verify("a.db");
+    }
+    let count: i64 = connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).expect("count");
+    assert_eq!(count, 9);
+    connection.close().expect("close");
+    eventually("a last close removes the WAL", || {
+        node.open("a.db").query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0)).expect("count");
+        !node.path("a.db-wal").exists()
+    });
+    node.verify("a.db");
+}
+
+#[test]
 fn a_removed_database_lives_for_who_has_it_open_and_its_name_is_free() {
     let node = Node::start();
     for mode in ["delete", "wal"] {
