@@ -36,10 +36,16 @@ impl Multiplexed {
         uri.scheme = Some(Scheme::HTTP);
         uri.authority = host.or_else(|| Authority::try_from(address.authority()).ok());
         *request.uri_mut() = Uri::from_parts(uri).map_err(|error| SendFailure::lost(&error))?;
-        match sender.send_request(request).await {
-            Ok(answer) => Ok(answer.map(UpstreamBody::Incoming)),
-            Err(error) => Err(SendFailure::lost(&error)),
-        }
+        let mut failed = match sender.try_send_request(request).await {
+            Ok(answer) => return Ok(answer.map(UpstreamBody::Incoming)),
+            Err(failed) => failed,
+        };
+        let unsent = failed.take_message();
+        let error = failed.into_error();
+        Err(match unsent {
+            Some(request) => SendFailure::Unsent { error: io::Error::other(error), request: Box::new(request) },
+            None => SendFailure::lost(&error),
+        })
     }
 
     async fn sender(&self, address: &HostPort) -> io::Result<http2::SendRequest<RequestBody>> {
