@@ -153,7 +153,8 @@ struct Processes(Vec<Child>);
 impl Drop for Processes {
     fn drop(&mut self) {
         for child in &mut self.0 {
-            let _ = child.kill();
+            // Not by SIGKILL: nginx's master must take its worker along.
+            let _ = Command::new("kill").arg(child.id().to_string()).status();
             let _ = child.wait();
         }
     }

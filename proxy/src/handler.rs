@@ -55,8 +55,9 @@ async fn serve(worker: &Arc<Worker>, client: &Arc<ClientState>, request: Receive
             let request = to_application(request, shared.performs_replays());
             local::as_replica(worker, request, Decision::Local, "nothing newer is needed").await
         }
-        Route::Wait => wait_and_serve(worker, client, request).await,
-        Route::NeedsPrimary => forward::to_primary(worker, client, request, "needs the primary").await,
+        // Boxed: the future of every request would be as large as these, and is moved once.
+        Route::Wait => Box::pin(wait_and_serve(worker, client, request)).await,
+        Route::NeedsPrimary => Box::pin(forward::to_primary(worker, client, request, "needs the primary")).await,
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) async fn as_replica(worker: &Worker, request: Outgoing, decision: Dec
     match send(worker, &mut request).await {
         Err(answer) => *answer,
         Ok(response) => match wanted_replay(worker, &response) {
-            Some(replay) => forward::for_application(worker, request, &replay).await,
+            Some(replay) => Box::pin(forward::for_application(worker, request, &replay)).await,
             None => Answer::new(finish(worker, response, false), decision, reason),
         },
     }

@@ -165,7 +165,7 @@ impl Outgoing {
             let Some(request) = self.attempt() else { return Err(Failure::Lost("the body is gone".into())) };
             let begun = std::time::Instant::now();
             let sent = match self.upgrade.take() {
-                Some(upgrade) => self.send_upgrade(worker, to, request, upgrade).await,
+                Some(upgrade) => Box::pin(self.send_upgrade(worker, to, request, upgrade)).await,
                 None => to.send(request, self.options).await,
             };
             match sent {

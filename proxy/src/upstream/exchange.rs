@@ -4,9 +4,11 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use http::{Request, Response};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
@@ -16,8 +18,37 @@ use tokio::net::TcpStream;
 use super::{SendFailure, Upstream, describe};
 use crate::body::{RequestBody, UpstreamBody};
 
+/// The waker that a connection and its answer are polled with. While the task itself is at it, they wake nobody: what
+/// one of them wakes the other for is seen in the same poll. (Otherwise every request would run its task twice as often.)
+#[derive(Default)]
+struct Quiet {
+    task: AtomicWaker,
+    polling: AtomicBool,
+    woken: AtomicBool,
+}
+
+impl Wake for Quiet {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.woken.store(true, Ordering::SeqCst);
+        if !self.polling.load(Ordering::SeqCst) {
+            self.task.wake();
+        }
+    }
+}
+
+type Sent = Result<Response<Incoming>, hyper::client::conn::TrySendError<Request<RequestBody>>>;
+
+/// How often a poll goes on by itself before it lets other tasks run.
+const ROUNDS_MAX: usize = 8;
+
 /// A connection and the state machine that must be polled for anything to happen on it.
 pub(super) struct H1Connection {
+    quiet: Arc<Quiet>,
+    waker: Waker,
     sender: http1::SendRequest<RequestBody>,
     /// `None` once it has ended.
     driver: Option<http1::Connection<TokioIo<TcpStream>, RequestBody>>,
@@ -28,7 +59,37 @@ impl H1Connection {
         sender: http1::SendRequest<RequestBody>,
         driver: http1::Connection<TokioIo<TcpStream>, RequestBody>,
     ) -> Self {
-        Self { sender, driver: Some(driver) }
+        let quiet = Arc::new(Quiet::default());
+        Self { waker: Waker::from(Arc::clone(&quiet)), quiet, sender, driver: Some(driver) }
+    }
+
+    /// Polls something that depends on this connection until it is ready or waits for somebody outside.
+    fn poll_quietly<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut poll: impl FnMut(&mut Self, &mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        let waker = self.waker.clone();
+        let mut quiet = Context::from_waker(&waker);
+        self.quiet.task.register(cx.waker());
+        for _ in 0..ROUNDS_MAX {
+            self.quiet.woken.store(false, Ordering::SeqCst);
+            self.quiet.polling.store(true, Ordering::SeqCst);
+            let polled = poll(self, &mut quiet);
+            // From here on a wake reaches the task; one that came before shows in `woken`.
+            self.quiet.polling.store(false, Ordering::SeqCst);
+            if polled.is_ready() || !self.quiet.woken.load(Ordering::SeqCst) {
+                return polled;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Queues a request without waking the task that is about to drive it.
+    fn send(&mut self, request: Request<RequestBody>) -> impl Future<Output = Sent> + use<> {
+        self.quiet.polling.store(true, Ordering::SeqCst);
+        self.sender.try_send_request(request)
     }
 
     /// Lets the connection read and write what it can. What comes of it shows in the answer or its body.
@@ -42,7 +103,11 @@ impl H1Connection {
 
     /// Whether another request may be sent, after having noticed everything the peer did meanwhile.
     pub fn is_reusable(&mut self, cx: &mut Context<'_>) -> bool {
-        self.drive(cx);
+        // Pending or not: what counts is the state after it.
+        let _ = self.poll_quietly(cx, |connection, cx| {
+            connection.drive(cx);
+            Poll::<()>::Pending
+        });
         self.driver.is_some() && self.sender.is_ready()
     }
 }
@@ -53,10 +118,12 @@ pub(super) async fn run(
     mut connection: Box<H1Connection>,
     request: Request<RequestBody>,
 ) -> Result<Response<UpstreamBody>, SendFailure> {
-    let mut answer = std::pin::pin!(connection.sender.try_send_request(request));
+    let mut answer = std::pin::pin!(connection.send(request));
     let answer = poll_fn(|cx| {
-        connection.drive(cx);
-        answer.as_mut().poll(cx)
+        connection.poll_quietly(cx, |connection, cx| {
+            connection.drive(cx);
+            answer.as_mut().poll(cx)
+        })
     })
     .await;
     let (head, body) = match answer {
@@ -115,14 +182,19 @@ impl DrivenBody {
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let mut frame = Pin::new(&mut self.body).poll_frame(cx);
-        if frame.is_pending() {
-            // The poll has told the connection that somebody wants data.
-            if let Some(connection) = &mut self.connection {
+        let body = &mut self.body;
+        let frame = match &mut self.connection {
+            None => Pin::new(body).poll_frame(cx),
+            Some(connection) => connection.poll_quietly(cx, |connection, cx| {
+                let frame = Pin::new(&mut *body).poll_frame(cx);
+                if frame.is_ready() {
+                    return frame;
+                }
+                // The poll has told the connection that somebody wants data.
                 connection.drive(cx);
-            }
-            frame = Pin::new(&mut self.body).poll_frame(cx);
-        }
+                Pin::new(&mut *body).poll_frame(cx)
+            }),
+        };
         match &frame {
             Poll::Ready(None) => self.release(cx),
             Poll::Ready(Some(Ok(_))) if self.body.is_end_stream() => self.release(cx),

@@ -81,7 +81,10 @@ impl Upstream {
         options: SendOptions,
     ) -> Result<Response<UpstreamBody>, SendFailure> {
         let exchange = async {
-            if options.h2 { self.multiplexed.send(&self.address, request).await } else { self.send_h1(request).await }
+            if options.h2 {
+                return Box::pin(self.multiplexed.send(&self.address, request)).await;
+            }
+            self.send_h1(request).await
         };
         if options.response_timeout.is_zero() {
             return exchange.await;
@@ -90,10 +93,12 @@ impl Upstream {
     }
 
     async fn send_h1(self: &Arc<Self>, request: Request<RequestBody>) -> Result<Response<UpstreamBody>, SendFailure> {
-        let Some(connection) = self.pool.check_out().await else { return self.send_fresh(request).await };
+        let Some(connection) = self.pool.check_out().await else {
+            return Box::pin(self.send_fresh(request)).await;
+        };
         match exchange::run(self, connection, request).await {
             // The connection had died in the pool. Only a fresh one tells whether the peer lives.
-            Err(SendFailure::Unsent { request, .. }) => self.send_fresh(*request).await,
+            Err(SendFailure::Unsent { request, .. }) => Box::pin(self.send_fresh(*request)).await,
             Err(SendFailure::Lost { why, .. }) => Err(SendFailure::Lost { why, pooled: true }),
             other => other,
         }
