@@ -1,11 +1,13 @@
 //! Nodes, databases and waiting.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use litefs::sqlite::locks::{self, LockKind};
 use litefs::store::StoreConfig;
 use litefs::{Database, DbName, Layout, PlainDirectory, Pos, Store};
 use litefs_lease::testing::MemoryCluster;
@@ -50,6 +52,8 @@ impl TestNode {
     }
 
     pub(crate) async fn start(setup: Setup) -> Self {
+        // The log of a test that fails is shown with it.
+        let _ = tracing_subscriber::fmt().with_test_writer().with_ansi(false).try_init();
         let dir = setup.dir.unwrap_or_else(|| Arc::new(tempfile::tempdir().expect("a directory")));
         let config = store_config(dir.path());
         let store = tokio::task::spawn_blocking(move || Store::open_with_layout(config, Layout::Sqlite))
@@ -126,7 +130,7 @@ impl TestNode {
             sqlite_file(&path, rows);
             let db = store.create(&name).expect("created");
             let before = db.pos();
-            copy_in(&db, &path);
+            copy_in(&store, &db, &path);
             (db, before)
         });
         let (db, before) = written.await.expect("no panic");
@@ -135,14 +139,15 @@ impl TestNode {
 
     /// One transaction, as a client of the mount would make it in a rollback mode: the changed file is written through the hooks.
     pub(crate) async fn write(&self, name: &str, sql: &str) -> Pos {
-        let (db, sql) = (self.store.database(name).expect("the database"), sql.to_owned());
+        let (store, sql) = (self.store.clone(), sql.to_owned());
+        let db = store.database(name).expect("the database");
         let written = tokio::task::spawn_blocking(move || {
             let before = db.pos();
             let dir = tempfile::tempdir().expect("a directory");
             let path = dir.path().join("copy");
             db.export(&mut std::fs::File::create(&path).expect("a file")).expect("exported");
             rusqlite::Connection::open(&path).expect("a database").execute_batch(&sql).expect("changed");
-            copy_in(&db, &path);
+            copy_in(&store, &db, &path);
             (db, before)
         });
         let (db, before) = written.await.expect("no panic");
@@ -190,14 +195,22 @@ async fn listen(port: u16) -> tokio::net::TcpListener {
     }
 }
 
-/// Overwrites a database with a file, as `cp` into the mount would.
-fn copy_in(db: &Arc<Database>, file: &Path) {
+/// Overwrites a database with a file, under the locks of a SQLite client.
+fn copy_in(store: &Store, db: &Arc<Database>, file: &Path) {
     db.db_opened().expect("opened");
+    let path = store.config().data_dir.join("dbs").join(db.name().as_str()).join("database");
+    let locked = File::options().read(true).write(true).open(path).expect("the database file");
+    for bytes in [locks::RESERVED, locks::PENDING, locks::SHARED] {
+        assert!(locks::lock_within(&locked, bytes, LockKind::Exclusive, PATIENCE).expect("a lock"), "{bytes:?}");
+    }
     let bytes = std::fs::read(file).expect("a file");
     for (chunk, offset) in bytes.chunks(128 << 10).zip((0..).step_by(128 << 10)) {
         db.db_write(offset, chunk).expect("written");
     }
     db.db_truncate(bytes.len() as u64).expect("truncated");
+    for bytes in [locks::SHARED, locks::PENDING, locks::RESERVED] {
+        locks::unlock(&locked, bytes).expect("unlocked");
+    }
     db.db_closed();
 }
 

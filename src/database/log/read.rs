@@ -232,6 +232,15 @@ pub struct Records {
     end: Txid,
 }
 
+impl Records {
+    /// Ends with `txid` at the latest.
+    #[must_use]
+    pub fn until(mut self, txid: Txid) -> Self {
+        self.end = self.end.min(txid);
+        self
+    }
+}
+
 impl Iterator for Records {
     type Item = io::Result<Record>;
 
