@@ -13,7 +13,7 @@ from .scenarios import SCENARIOS
 SHORT = ("cold-start", "stop-primary", "kill-primary")
 
 
-def run(scenario, backend, seed):
+def run(scenario, backend, seed, logs):
     """One scenario on a fresh cluster."""
     begin = time.monotonic()
     with backend.Cluster(retention=scenario.options.get("retention", "10m")) as cluster:
@@ -32,7 +32,7 @@ def run(scenario, backend, seed):
             verdict.figures = {**figures, **checked.figures}
         except Exception:
             verdict.require(False, traceback.format_exc())
-        if not verdict.passed:
+        if logs or not verdict.passed:
             print(cluster.logs(), file=sys.stderr)
     verdict.figures["seconds"] = time.monotonic() - begin
     return verdict
@@ -43,6 +43,7 @@ def main():
     parser.add_argument("--backend", choices=["local", "docker"], default="local")
     parser.add_argument("--only", action="append", choices=[s.name for s in SCENARIOS], help="may be given again")
     parser.add_argument("--short", action="store_true", help="only " + ", ".join(SHORT))
+    parser.add_argument("--logs", action="store_true", help="the nodes' logs of passed scenarios, too")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     names = arguments.only or (SHORT if arguments.short else [s.name for s in SCENARIOS])
@@ -50,7 +51,7 @@ def main():
     results = []
     for scenario in SCENARIOS:
         if scenario.name in names:
-            verdict = run(scenario, backend, arguments.seed)
+            verdict = run(scenario, backend, arguments.seed, arguments.logs)
             results.append((scenario, verdict))
             figures = " ".join(
                 f"{key}={value:.2f}" if isinstance(value, float) else f"{key}={value}"

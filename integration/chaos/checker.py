@@ -104,7 +104,7 @@ def check(cluster, load, clean, heal_seconds=60):
     else:
         verdict.require(not lost or set_aside, f"{len(lost)} acknowledged writes lost and nothing in lost+found")
     verdict.figures.update(
-        acknowledged=len(load.acknowledged), reads=load.reads, refused=load.refused, unanswered=load.unanswered,
+        acknowledged=len(load.acknowledged), reads=load.reads, refused=dict(load.refused), unanswered=load.unanswered,
         lost=len(lost), set_aside=set_aside,
     )
     return verdict

@@ -1,5 +1,6 @@
 """Writers and readers through the proxies of random nodes; every acknowledged write is recorded here, outside the cluster."""
 
+import collections
 import json
 import random
 import threading
@@ -22,7 +23,7 @@ class Load:
         self.proxies = list(proxies)
         self.acknowledged = []
         self.stale = []
-        self.refused = 0
+        self.refused = collections.Counter()
         self.unanswered = 0
         self.reads = 0
         self._lock = threading.Lock()
@@ -76,14 +77,14 @@ class Load:
 
     def _write(self, author, message, rng):
         try:
-            answer = request(rng.choice(self.proxies) + "/entries", "POST", {"author": author, "message": message})
+            answer = request(rng.choice(self.proxies) + "/entries", "POST", {"author": author, "message": message}, timeout=3)
         except Unanswered:
             with self._lock:
                 self.unanswered += 1
             return None
         if answer.status != 201:
             with self._lock:
-                self.refused += 1
+                self.refused[f"{answer.status} {answer.outcome or answer.body[:60].decode('utf-8', 'replace').strip()}"] += 1
             return None
         with self._lock:
             self.acknowledged.append(Write(author, message, answer.token, time.monotonic()))
@@ -93,7 +94,7 @@ class Load:
         """Reads at a random node with the token; any 200 must show the write."""
         node = rng.choice(self.proxies)
         try:
-            answer = request(f"{node}/entries?author={author}&limit=5", token=token)
+            answer = request(f"{node}/entries?author={author}&limit=5", token=token, timeout=3)
         except Unanswered:
             return
         if answer.status != 200:

@@ -1,6 +1,7 @@
 """A cluster of network namespaces on this machine: the real binary, real mounts, a real Consul, no Docker.
 
-Needs root. One bridge; every node and Consul have a namespace and an address of their own on it.
+Needs root. Every node and Consul have a namespace and an address of their own; the bridge between them has one, too, where no
+firewall rules of this machine (a Docker engine's, say) apply.
 """
 
 import os
@@ -29,6 +30,7 @@ proxy:
   addr: ":8080"
   target: "127.0.0.1:8081"
   db: "guestbook.db"
+  advertise-url: "http://{address}:8080"
 lease:
   type: consul
   hostname: {name}
@@ -39,6 +41,8 @@ lease:
     key: "guestbook/primary"
 tracing:
   enabled: false
+log:
+  timestamp: true
 exec:
   - cmd: "python3 {demo}/app.py"
 """
@@ -64,8 +68,9 @@ class Host:
 
     def create(self):
         run("ip", "netns", "add", self.space)
-        run("ip", "link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.space)
-        run("ip", "link", "set", self.link, "master", self.cluster.bridge, "up")
+        switch = self.cluster.switch
+        run("ip", "-n", switch, "link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.space)
+        run("ip", "-n", switch, "link", "set", self.link, "master", "bridge", "up")
         run("ip", "-n", self.space, "address", "add", f"{self.address}/24", "dev", "eth0")
         for device in ("lo", "eth0"):
             run("ip", "-n", self.space, "link", "set", device, "up")
@@ -97,10 +102,10 @@ class Host:
                 pass
 
     def cut(self):
-        run("ip", "link", "set", self.link, "down")
+        run("ip", "-n", self.cluster.switch, "link", "set", self.link, "down")
 
     def mend(self):
-        run("ip", "link", "set", self.link, "up")
+        run("ip", "-n", self.cluster.switch, "link", "set", self.link, "up")
 
 
 class Node(Host):
@@ -175,7 +180,7 @@ class Cluster(ClusterBase):
 
     def __init__(self, number=1, retention="10m", nodes=3):
         self.id, self.retention = number, retention
-        self.bridge = f"lfsbr{number}"
+        self.switch, self.uplink = f"lfs-{number}-switch", f"lfs{number}"
         self.binary = os.environ.get("LITEFS", os.path.join(ROOT, "target", "release", "litefs"))
         self.folder = tempfile.mkdtemp(prefix="litefs-chaos-")
         self.consul = Host(self, "consul", 10)
@@ -184,9 +189,13 @@ class Cluster(ClusterBase):
     def __enter__(self):
         try:
             self.remove_network()
-            run("ip", "link", "add", self.bridge, "type", "bridge")
-            run("ip", "address", "add", f"{SUBNET}.254/24", "dev", self.bridge)
-            run("ip", "link", "set", self.bridge, "up")
+            run("ip", "netns", "add", self.switch)
+            run("ip", "-n", self.switch, "link", "add", "bridge", "type", "bridge")
+            run("ip", "-n", self.switch, "link", "set", "bridge", "up")
+            run("ip", "link", "add", self.uplink, "type", "veth", "peer", "name", "uplink", "netns", self.switch)
+            run("ip", "-n", self.switch, "link", "set", "uplink", "master", "bridge", "up")
+            run("ip", "address", "add", f"{SUBNET}.254/24", "dev", self.uplink)
+            run("ip", "link", "set", self.uplink, "up")
             for host in [self.consul, *self.nodes]:
                 host.create()
             self.start_consul()
@@ -216,10 +225,9 @@ class Cluster(ClusterBase):
         return "\n".join(parts)
 
     def remove_network(self):
-        for host in [self.consul, *self.nodes]:
-            run("ip", "netns", "delete", host.space, check=False)
-            run("ip", "link", "delete", host.link, check=False)
-        run("ip", "link", "delete", self.bridge, check=False)
+        run("ip", "link", "delete", self.uplink, check=False)
+        for space in [self.switch, *(host.space for host in [self.consul, *self.nodes])]:
+            run("ip", "netns", "delete", space, check=False)
 
     def __exit__(self, *_):
         for host in [*self.nodes, self.consul]:
