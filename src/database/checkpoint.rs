@@ -29,6 +29,12 @@ const GAP_WAIT: Duration = Duration::from_millis(3);
 /// The same once the WAL has grown to this many frames.
 const GAP_WAIT_LARGE: Duration = Duration::from_millis(15);
 const LARGE_WAL_FRAMES: u32 = 8 * CHECKPOINT_FRAMES;
+/// Transactions are kept out for the last few frames only: SQLite gives up after 10 s.
+const GAP_FRAMES_MAX: u32 = 256;
+/// Nor on a machine where a pass (with its syncs) takes longer than this.
+const PASS_TIME_MAX: Duration = Duration::from_secs(1);
+/// Passes to come close enough to the writer.
+const PASSES_MAX: usize = 4;
 /// READ1…READ4: held by every transaction that looks at frames.
 const FRAME_READERS: LockBytes = LockBytes { start: 124, len: 4 };
 /// Pages written (and pushed to the kernel's cache) in one go.
@@ -61,21 +67,23 @@ impl Database {
     /// Capture, reading the WAL, writing or syncing the database file. Nothing is lost: it is done again.
     pub(crate) fn checkpoint(&self) -> io::Result<Checkpointed> {
         let _action = self.action.lock();
-        let done = self.checkpoint_once()?;
-        if done != Checkpointed::Partial || self.is_fenced() {
-            return Ok(done);
-        }
-        let Some(shm) = self.shm() else { return Ok(done) };
-        let large = shm.index.read_header()?.is_some_and(|header| header.mx_frame > LARGE_WAL_FRAMES);
-        let (start, wait) = (Instant::now(), if large { GAP_WAIT_LARGE } else { GAP_WAIT });
-        while start.elapsed() < wait {
-            if let Some(_gap) = LockGuard::try_new(&shm.link.action, FRAME_READERS, LockKind::Exclusive)? {
+        for _ in 0..PASSES_MAX {
+            let start = Instant::now();
+            let done = self.checkpoint_once()?;
+            let slow = start.elapsed() > PASS_TIME_MAX;
+            let Some(shm) = self.shm() else { return Ok(done) };
+            if done != Checkpointed::Partial || slow || self.is_fenced() {
+                return Ok(done);
+            }
+            if how_many_left(&shm)? > GAP_FRAMES_MAX {
+                continue;
+            }
+            let Some(_gap) = wait_for_gap(&shm)? else { return Ok(done) };
+            if how_many_left(&shm)? <= GAP_FRAMES_MAX {
                 return self.checkpoint_pass(Readers::KeptOut);
             }
-            // Gaps last microseconds: whoever yields misses them.
-            std::hint::spin_loop();
         }
-        Ok(done)
+        Ok(Checkpointed::Partial)
     }
 
     /// One pass while readers and writers go on; the caller holds [`Self::action`].
@@ -190,11 +198,29 @@ impl Database {
     }
 }
 
+/// Frames that are committed and not in the database file at this instant; as good as infinite when that cannot be told.
+fn how_many_left(shm: &ShmLink) -> io::Result<u32> {
+    let (header, info) = (shm.index.read_header()?, shm.index.checkpoint_info()?);
+    Ok(header.zip(info).map_or(u32::MAX, |(header, info)| header.mx_frame.saturating_sub(info.backfill)))
+}
+
 /// Whether the checkpoint has caught up with the writers of this instant.
 fn how_far(shm: &ShmLink) -> io::Result<Checkpointed> {
-    let (header, info) = (shm.index.read_header()?, shm.index.checkpoint_info()?);
-    let complete = header.zip(info).is_some_and(|(header, info)| info.backfill >= header.mx_frame);
-    Ok(if complete { Checkpointed::Complete } else { Checkpointed::Partial })
+    Ok(if how_many_left(shm)? == 0 { Checkpointed::Complete } else { Checkpointed::Partial })
+}
+
+/// Catches an instant without any transaction, and keeps new ones from beginning while the guard lives.
+fn wait_for_gap(shm: &ShmLink) -> io::Result<Option<LockGuard>> {
+    let large = shm.index.read_header()?.is_some_and(|header| header.mx_frame > LARGE_WAL_FRAMES);
+    let (start, wait) = (Instant::now(), if large { GAP_WAIT_LARGE } else { GAP_WAIT });
+    while start.elapsed() < wait {
+        if let Some(gap) = LockGuard::try_new(&shm.link.action, FRAME_READERS, LockKind::Exclusive)? {
+            return Ok(Some(gap));
+        }
+        // Gaps last microseconds: whoever yields misses them.
+        std::hint::spin_loop();
+    }
+    Ok(None)
 }
 
 /// How many of the frames up to `frame` no reader can still need from the database file's older state; moves the marks of
