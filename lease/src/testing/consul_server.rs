@@ -98,12 +98,31 @@ impl ConsulServer {
         Ok(kill_process(pid, signal)?)
     }
 
-    /// SIGSTOP: connections are accepted, nothing is answered.
+    /// SIGSTOP: connections are accepted, nothing is answered. Returns when no thread runs any more.
     ///
     /// # Errors
     /// When the process is gone.
     pub fn pause(&self) -> io::Result<()> {
-        self.signal(Signal::STOP)
+        self.signal(Signal::STOP)?;
+        let start = Instant::now();
+        while start.elapsed() < READY_WITHIN {
+            if self.is_stopped()? {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, "Consul does not stop"))
+    }
+
+    /// Whether every thread is stopped: the signal reaches them one after another.
+    fn is_stopped(&self) -> io::Result<bool> {
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let status = std::fs::read_to_string(task?.path().join("status")).unwrap_or_default();
+            if !status.is_empty() && !status.contains("State:\tT") {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// SIGCONT.
