@@ -177,8 +177,11 @@ impl Database {
     /// The WAL is about to be cut.
     ///
     /// # Errors
-    /// Capture (then nothing is cut); cutting.
+    /// `EACCES` on a replica; capture (then nothing is cut); cutting.
     pub fn wal_truncate(&self, len: u64) -> io::Result<()> {
+        if self.is_fenced() {
+            return Err(not_writable());
+        }
         let Some(wal) = self.files.wal()? else { return Ok(()) };
         let mut state = self.capture.lock();
         self.capture_barrier(&mut state)?;
@@ -189,7 +192,7 @@ impl Database {
     /// The WAL is about to be unlinked: by the last client that closes, or by one that leaves WAL mode.
     ///
     /// # Errors
-    /// Capture (then nothing is unlinked); unlinking.
+    /// `EACCES` on a replica; capture (then nothing is unlinked); unlinking.
     pub fn wal_unlink(&self) -> io::Result<()> {
         if self.is_fenced() {
             return Err(not_writable());
@@ -240,7 +243,7 @@ impl Database {
     /// The shm is about to be unlinked: by the last client that closes.
     ///
     /// # Errors
-    /// Capture (then nothing is unlinked); unlinking.
+    /// `EACCES` on a replica; capture (then nothing is unlinked); unlinking.
     pub fn shm_unlink(&self) -> io::Result<()> {
         if self.is_fenced() {
             return Err(not_writable());
