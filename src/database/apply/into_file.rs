@@ -52,6 +52,7 @@ impl Database {
             }
         };
         if let Err(error) = written {
+            self.capture.lock().applied.half_written = true;
             tracing::error!(
                 database = %self.name, %error,
                 "write a transaction into the database file; clients are kept out until it succeeds"
@@ -61,6 +62,7 @@ impl Database {
         let pos = {
             let mut state = self.capture.lock();
             self.rollback_reset(&mut state);
+            state.applied.half_written = false;
             self.record_applied(&mut state, record)
         };
         self.not_alone(&alone)?;

@@ -185,9 +185,11 @@ impl Database {
 
     /// The shm through which to apply: when clients use a WAL, or page 1 of the file says that they will. `None`: into the file.
     fn wal_to_use(&self, record: &Incoming) -> io::Result<Option<Arc<ShmLink>>> {
-        let page_size = self.capture.lock().page_size;
-        if page_size != record.header.page_size {
-            return Ok(None);
+        {
+            let state = self.capture.lock();
+            if state.page_size != record.header.page_size || state.applied.half_written {
+                return Ok(None);
+            }
         }
         if let Some(shm) = self.shm() {
             return Ok(Some(shm));

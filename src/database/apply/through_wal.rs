@@ -35,6 +35,8 @@ pub(crate) struct Applied {
     header: Option<IndexHeader>,
     /// When readers were last drained.
     drained: Option<Instant>,
+    /// A record is half in the database file, and clients are kept out until the rest is.
+    pub(super) half_written: bool,
     /// The file of `received`, once opened.
     pub(super) received: Option<File>,
 }

@@ -4,6 +4,7 @@
 //! file. There is no mount, so hooks are called by the tests where a mount would.
 
 mod client;
+mod crash;
 mod fence;
 mod hooked;
 mod import;

@@ -9,7 +9,7 @@ use crate::database::{ApplyError, Database, Record, RecordBody};
 use crate::store::Mode;
 use crate::{DbName, Pos};
 
-fn apply(replica: &Arc<Database>, record: &Record) -> Result<Pos, ApplyError> {
+pub(super) fn apply(replica: &Arc<Database>, record: &Record) -> Result<Pos, ApplyError> {
     match &record.body {
         RecordBody::Memory(bytes) => replica.apply(&mut &bytes[..]),
         RecordBody::File { file, offset, len } => {
@@ -29,7 +29,7 @@ fn ship(primary: &Database, replica: &Arc<Database>) {
     assert_eq!(replica.pos(), primary.pos());
 }
 
-fn replica(node: &Node) -> Arc<Database> {
+pub(super) fn replica(node: &Node) -> Arc<Database> {
     node.store.create(&"db".parse::<DbName>().expect("name")).expect("creates")
 }
 
