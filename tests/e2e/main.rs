@@ -5,7 +5,11 @@
 
 mod clients;
 mod commands;
+mod consul;
 mod failover;
+mod halt;
+mod import;
 mod lifecycle;
 mod node_api;
+mod proxy;
 mod replicas;

@@ -1,0 +1,155 @@
+//! Who is primary, with a real Consul.
+
+use std::time::Duration;
+
+use litefs_lease::testing::ConsulServer;
+use litefs_tests::sqlite::cli;
+use litefs_tests::{Node, NodeConfig, eventually, wait_until};
+use rustix::process::Signal;
+
+fn consul_lease(consul: &ConsulServer, more: &str) -> String {
+    format!(
+        "  type: consul\n  hostname: 127.0.0.1\n{more}  consul:\n    url: {}\n    key: e2e/primary\n    lock-delay: 1ms\n",
+        consul.url()
+    )
+}
+
+fn start(consul: &ConsulServer, more: &str) -> Node {
+    Node::start(NodeConfig { lease: consul_lease(consul, more), ..NodeConfig::default() })
+}
+
+fn wait_primary(node: &Node) {
+    wait_until("the node is primary", &true, || node.is_primary());
+}
+
+/// Two nodes, the first is primary, both have a row.
+fn pair(consul: &ConsulServer) -> (Node, Node) {
+    let first = start(consul, "");
+    wait_primary(&first);
+    cli(&first.db("a.db"), "PRAGMA journal_mode=WAL; CREATE TABLE t(x); INSERT INTO t VALUES(1)").expect("fill");
+    let second = start(consul, "");
+    second.wait_same_pos(&first, "a.db");
+    (first, second)
+}
+
+/// Inserts until it is accepted: right after a change of roles the fence may still be closed.
+fn insert(node: &Node, value: &str) {
+    eventually("the primary takes a write", || cli(&node.db("a.db"), &format!("INSERT INTO t VALUES({value})")).ok());
+}
+
+fn rows(node: &Node) -> String {
+    cli(&node.db("a.db"), "SELECT group_concat(x) FROM (SELECT x FROM t ORDER BY x)").expect("read")
+}
+
+#[test]
+fn a_clean_stop_hands_the_lease_on_and_the_old_primary_comes_back_as_a_replica() {
+    let consul = ConsulServer::start().expect("consul");
+    let (mut first, second) = pair(&consul);
+    assert_eq!(first.stop(), Some(0));
+    wait_primary(&second);
+    insert(&second, "2");
+    first.launch();
+    first.wait_ready();
+    first.wait_same_pos(&second, "a.db");
+    assert!(!first.is_primary());
+    assert_eq!((rows(&first), rows(&second)), ("1,2".into(), "1,2".into()));
+}
+
+#[test]
+fn a_killed_primary_is_replaced_and_no_acknowledged_row_is_lost() {
+    let consul = ConsulServer::start().expect("consul");
+    let (mut first, mut second) = pair(&consul);
+    for round in 2..5 {
+        first.kill();
+        wait_primary(&second);
+        insert(&second, &round.to_string());
+        first.launch();
+        first.wait_ready();
+        first.wait_same_pos(&second, "a.db");
+        std::mem::swap(&mut first, &mut second);
+    }
+    assert_eq!((rows(&first), rows(&second)), ("1,2,3,4".into(), "1,2,3,4".into()));
+}
+
+#[test]
+fn a_frozen_primary_is_fenced_by_its_supervisor_before_another_takes_over() {
+    let consul = ConsulServer::start().expect("consul");
+    let (first, second) = pair(&consul);
+    let frozen = first.worker_pid().expect("worker");
+    let connection = rusqlite::Connection::open(first.db("a.db")).expect("open");
+    connection.busy_timeout(Duration::ZERO).expect("timeout");
+    let _: i64 = connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).expect("read");
+    rustix::process::kill_process(frozen, Signal::STOP).expect("stop");
+    wait_primary(&second);
+    // The application of the frozen node still runs; a WAL commit would need nothing of the frozen process.
+    let error = connection.execute("INSERT INTO t VALUES(666)", []).expect_err("the fence is closed");
+    assert_eq!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy), "{error}");
+    insert(&second, "2");
+    rustix::process::kill_process(frozen, Signal::CONT).expect("continue");
+    first.wait_same_pos(&second, "a.db");
+    assert!(!first.is_primary());
+    assert_eq!(rows(&first), "1,2");
+    let error = connection.execute("INSERT INTO t VALUES(667)", []).expect_err("a replica");
+    assert_eq!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy), "{error}");
+}
+
+#[test]
+fn a_promotion_moves_the_lease_and_open_connections_go_on() {
+    let consul = ConsulServer::start().expect("consul");
+    let (first, second) = pair(&consul);
+    let connection = rusqlite::Connection::open(second.db("a.db")).expect("open");
+    connection.busy_timeout(Duration::from_secs(60)).expect("timeout");
+    let args = ["run", "-url", &second.url(), "-promote", "--", "sh", "-c", "exit 0"];
+    Node::litefs(&args).expect("promote");
+    wait_primary(&second);
+    connection.execute("INSERT INTO t VALUES(2)", []).expect("the same connection writes now");
+    wait_until("the old primary follows", &false, || first.is_primary());
+    first.wait_same_pos(&second, "a.db");
+    assert_eq!(rows(&first), "1,2");
+}
+
+#[test]
+fn a_node_that_is_no_candidate_never_takes_over() {
+    let consul = ConsulServer::start().expect("consul");
+    let mut first = start(&consul, "");
+    wait_primary(&first);
+    cli(&first.db("a.db"), "CREATE TABLE t(x); INSERT INTO t VALUES(1)").expect("fill");
+    let mut second = start(&consul, "  candidate: false\n");
+    second.wait_same_pos(&first, "a.db");
+    assert_eq!(second.post("/promote", b"").expect("answer").status, 409);
+    let ran = Node::litefs(&["run", "-url", &second.url(), "-if-candidate", "--", "touch", "/nonexistent/x"]);
+    ran.expect("not run");
+    first.stop();
+    second.wait_log("the stream from the primary");
+    assert!(!second.is_primary());
+    first.launch();
+    first.wait_ready();
+    insert(&first, "2");
+    second.wait_same_pos(&first, "a.db");
+    assert_eq!(second.stop(), Some(0));
+}
+
+#[test]
+fn rows_that_only_a_cut_off_primary_has_are_set_aside() {
+    let consul = ConsulServer::start().expect("consul");
+    let (mut first, mut second) = pair(&consul);
+    // The replica is away while the primary commits and dies: that row is on one node only.
+    second.kill();
+    insert(&first, "100");
+    first.kill();
+    second.config_mut().args.clear();
+    second.launch();
+    // It lacks what the dead one has recorded, so it does not take the lease by itself; an operator may say otherwise.
+    second.wait_log("the node API listens");
+    eventually("the operator's promotion is accepted", || {
+        second.post("/promote?force=true", b"").ok().filter(|answer| answer.status == 200)
+    });
+    wait_primary(&second);
+    insert(&second, "2");
+    first.launch();
+    first.wait_ready();
+    first.wait_same_pos(&second, "a.db");
+    assert_eq!((rows(&first), rows(&second)), ("1,2".into(), "1,2".into()));
+    let aside = first.data().join("lost+found/a.db");
+    assert!(aside.exists(), "the row is kept in {}", aside.display());
+}
