@@ -64,6 +64,12 @@ impl Database {
         self.fence.held.load(Ordering::Acquire)
     }
 
+    /// Whether clients write under the primary's HALT lock: then its lease counts, not ours.
+    pub(crate) fn writes_under_halt(&self) -> bool {
+        let reasons = self.fence.reasons.lock();
+        reasons.replica && reasons.local_writes
+    }
+
     /// The node's role changed. Opening is immediate; closing goes on in the background, see [`Self::wait_fenced`].
     ///
     /// # Errors

@@ -164,7 +164,7 @@ impl Database {
     /// `EIO` beyond the lease; syncing.
     pub fn wal_sync(&self) -> io::Result<()> {
         self.metrics.wal_writes.inc();
-        if !self.is_fenced() && !self.shared.may_commit() {
+        if !self.is_fenced() && !self.writes_under_halt() && !self.shared.may_commit() {
             tracing::warn!(database = %self.name, "commit refused: the lease has run out");
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }

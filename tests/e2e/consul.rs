@@ -120,7 +120,7 @@ fn a_node_that_is_no_candidate_never_takes_over() {
     let ran = Node::litefs(&["run", "-url", &second.url(), "-if-candidate", "--", "touch", "/nonexistent/x"]);
     ran.expect("not run");
     first.stop();
-    second.wait_log("the stream from the primary");
+    second.wait_log("the primary ended the stream");
     assert!(!second.is_primary());
     first.launch();
     first.wait_ready();

@@ -50,7 +50,7 @@ fn the_primary_waits_while_a_replica_holds_the_lock() {
             Node::litefs(&["run", "-url", &url, "-with-halt-lock-on", db, "--", "sh", "-c", &script])
         });
         eventually("the lock is held", || started.exists().then_some(()));
-        let refused = cli(&primary.db("a.db"), ".timeout 0\nINSERT INTO t VALUES(2)");
+        let refused = cli(&primary.db("a.db"), "PRAGMA busy_timeout=0; INSERT INTO t VALUES(2)");
         std::fs::write(&go_on, "").expect("write");
         run.join().expect("thread").expect("run");
         assert!(refused.is_err(), "nobody else writes meanwhile: {refused:?}");

@@ -159,7 +159,7 @@ impl Database {
             io::Error::new(io::ErrorKind::InvalidData, format!("read the database header: {error}"))
         })?;
         let commit = header.page_count(len);
-        if !self.shared.may_commit() && self.has_changes(state, &file, &header, commit)? {
+        if !self.writes_under_halt() && !self.shared.may_commit() && self.has_changes(state, &file, &header, commit)? {
             // The lease does not cover this instant: SQLite rolls back, which is let through as nothing differs then.
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
