@@ -91,25 +91,15 @@ impl Fence {
         missing
     }
 
-<<<<<<< HEAD
     /// The worker has closed the fence by itself: what [`Fence::close`] took is the engine's now.
     pub fn leave_to_worker(&mut self) {
-=======
-    /// The worker runs again and has closed the fence by itself. Its locks and ours are of the same open files, so what was
-    /// taken here is its own now: nothing may be unlocked.
-    pub fn hand_over(&mut self) {
->>>>>>> e91abe3 (A commit under the HALT lock needs no lease of its own; the fence a frozen worker left is the worker's when it wakes)
         self.closed = false;
         for inode in self.inodes.values_mut() {
             inode.held = false;
         }
     }
 
-<<<<<<< HEAD
     /// Gives back what [`Fence::close`] took: the worker runs again and its lease is proved.
-=======
-    /// The worker runs again and has renewed the lease in time: gives back what [`Fence::close`] took.
->>>>>>> e91abe3 (A commit under the HALT lock needs no lease of its own; the fence a frozen worker left is the worker's when it wakes)
     pub fn open(&mut self) {
         if !std::mem::take(&mut self.closed) {
             return;
@@ -177,15 +167,7 @@ mod tests {
         let (path, engine) = inode();
         let mut fence = fence(&engine);
         assert_eq!(fence.close(), 0);
-<<<<<<< HEAD
         assert!(!is_free(&path));
-=======
-        assert!(!locks::try_lock(&other, locks::WRITE, LockKind::Exclusive).expect("lock"));
-        fence.hand_over();
-        fence.open();
-        assert!(!locks::try_lock(&other, locks::WRITE, LockKind::Exclusive).expect("lock"), "it is the worker's now");
-        assert_eq!(fence.close(), 0);
->>>>>>> e91abe3 (A commit under the HALT lock needs no lease of its own; the fence a frozen worker left is the worker's when it wakes)
         fence.open();
         assert!(is_free(&path));
     }

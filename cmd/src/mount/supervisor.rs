@@ -333,17 +333,12 @@ impl Supervisor {
             tracing::info!("the worker runs again and has closed the fence by itself");
             self.fence.leave_to_worker();
         } else if self.fence.is_closed() {
-<<<<<<< HEAD
             tracing::info!("the worker runs again and its lease is proved: giving the fence back to it");
             self.fence.open();
             if !self.cell.is_open() {
                 // It has closed it in that very moment, and the lock was one.
                 self.fence.close();
             }
-=======
-            tracing::info!("the worker runs again: the fence is its own again");
-            if self.cell.is_open() { self.fence.open() } else { self.fence.hand_over() }
->>>>>>> e91abe3 (A commit under the HALT lock needs no lease of its own; the fence a frozen worker left is the worker's when it wakes)
         }
     }
 
