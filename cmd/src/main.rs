@@ -6,6 +6,7 @@ mod client;
 mod config;
 mod logging;
 mod ltx;
+mod maintenance;
 mod mount;
 mod run;
 mod trace_file;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Export(args) => client::run(transfer::export(args)),
         Command::Run(args) => client::run(run::run(args)),
         Command::Ltx(args) => client::run(async move { ltx::run(&args.command) }),
-        Command::Verify(_) | Command::Repair(_) => ExitCode::FAILURE,
+        Command::Verify(args) => client::run(async move { maintenance::verify(&args) }),
+        Command::Repair(args) => client::run(async move { maintenance::repair(&args) }),
     }
 }

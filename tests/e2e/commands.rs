@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use litefs_tests::Node;
+use litefs_tests::sqlite::cli;
 
 fn refused(args: &[&str]) -> (i32, String) {
     Node::litefs(args).expect_err("must fail")
@@ -64,5 +65,18 @@ fn ltx_files_of_the_original_are_listed_verified_and_applied() {
     assert!(Node::litefs(&["ltx", "verify", golden]).expect("verify").contains(end));
     let args = ["ltx", "apply", "-db", db.to_str().expect("path"), golden];
     assert!(Node::litefs(&args).expect("apply").contains(end));
-    assert_eq!(litefs_tests::sqlite::cli(&db, "PRAGMA integrity_check").expect("check"), "ok");
+    assert_eq!(cli(&db, "PRAGMA integrity_check").expect("check"), "ok");
+}
+
+#[test]
+fn a_stopped_data_directory_can_be_verified() {
+    let mut node = Node::primary();
+    cli(&node.db("a.db"), "PRAGMA journal_mode=WAL; CREATE TABLE t(x); INSERT INTO t VALUES(1)").expect("fill");
+    let data = node.data();
+    let args = ["verify", "-data.dir", data.to_str().expect("path")];
+    assert!(refused(&args).1.contains("stop it first"));
+    let pos = node.pos("a.db").expect("position");
+    node.stop();
+    let text = Node::litefs(&args).expect("verify");
+    assert!(text.starts_with(&format!("a.db: ok, {pos}, ")), "{text}");
 }

@@ -5,7 +5,6 @@ use std::time::Duration;
 use litefs_lease::testing::ConsulServer;
 use litefs_tests::sqlite::cli;
 use litefs_tests::{Node, NodeConfig, eventually, wait_until};
-use rustix::process::Signal;
 
 fn consul_lease(consul: &ConsulServer, more: &str) -> String {
     format!(
@@ -39,58 +38,6 @@ fn insert(node: &Node, value: &str) {
 
 fn rows(node: &Node) -> String {
     cli(&node.db("a.db"), "SELECT group_concat(x) FROM (SELECT x FROM t ORDER BY x)").expect("read")
-}
-
-#[test]
-fn a_clean_stop_hands_the_lease_on_and_the_old_primary_comes_back_as_a_replica() {
-    let consul = ConsulServer::start().expect("consul");
-    let (mut first, second) = pair(&consul);
-    assert_eq!(first.stop(), Some(0));
-    wait_primary(&second);
-    insert(&second, "2");
-    first.launch();
-    first.wait_ready();
-    first.wait_same_pos(&second, "a.db");
-    assert!(!first.is_primary());
-    assert_eq!((rows(&first), rows(&second)), ("1,2".into(), "1,2".into()));
-}
-
-#[test]
-fn a_killed_primary_is_replaced_and_no_acknowledged_row_is_lost() {
-    let consul = ConsulServer::start().expect("consul");
-    let (mut first, mut second) = pair(&consul);
-    for round in 2..5 {
-        first.kill();
-        wait_primary(&second);
-        insert(&second, &round.to_string());
-        first.launch();
-        first.wait_ready();
-        first.wait_same_pos(&second, "a.db");
-        std::mem::swap(&mut first, &mut second);
-    }
-    assert_eq!((rows(&first), rows(&second)), ("1,2,3,4".into(), "1,2,3,4".into()));
-}
-
-#[test]
-fn a_frozen_primary_is_fenced_by_its_supervisor_before_another_takes_over() {
-    let consul = ConsulServer::start().expect("consul");
-    let (first, second) = pair(&consul);
-    let frozen = first.worker_pid().expect("worker");
-    let connection = rusqlite::Connection::open(first.db("a.db")).expect("open");
-    connection.busy_timeout(Duration::ZERO).expect("timeout");
-    let _: i64 = connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).expect("read");
-    rustix::process::kill_process(frozen, Signal::STOP).expect("stop");
-    wait_primary(&second);
-    // The application of the frozen node still runs; a WAL commit would need nothing of the frozen process.
-    let error = connection.execute("INSERT INTO t VALUES(666)", []).expect_err("the fence is closed");
-    assert_eq!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy), "{error}");
-    insert(&second, "2");
-    rustix::process::kill_process(frozen, Signal::CONT).expect("continue");
-    first.wait_same_pos(&second, "a.db");
-    assert!(!first.is_primary());
-    assert_eq!(rows(&first), "1,2");
-    let error = connection.execute("INSERT INTO t VALUES(667)", []).expect_err("a replica");
-    assert_eq!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy), "{error}");
 }
 
 #[test]

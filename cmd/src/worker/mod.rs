@@ -1,7 +1,6 @@
 //! The worker process: store, mounts, node, proxy; started and watched by the supervisor.
 
 mod keeper;
-mod lock;
 mod proxy;
 mod seams;
 mod start;
@@ -77,7 +76,6 @@ enum Order {
 
 async fn work(config: config::Config, channel: Arc<Channel>, cell: Arc<FenceCell>) -> anyhow::Result<()> {
     let mut orders = orders(channel.clone())?;
-    let data_lock = lock::DataLock::take(config.data.dir.clone()).await?;
     let mut running = tokio::select! {
         running = Running::start(&config, channel.clone(), cell) => running?,
         // The application was not started yet; whatever the start left is cleaned up by the supervisor.
@@ -104,7 +102,6 @@ async fn work(config: config::Config, channel: Arc<Channel>, cell: Arc<FenceCell
         }
     }
     running.stop().await?;
-    drop(data_lock);
     Ok(())
 }
 

@@ -24,8 +24,8 @@ use crate::config::{Config, LeaseType};
 
 /// Between two looks at something that changes soon.
 const READY_POLL: Duration = Duration::from_millis(20);
-/// How long the mount of a process that was killed may still seem alive.
-const DYING_MOUNT_AT_MOST: Duration = Duration::from_secs(5);
+/// How long mount and address of a process that was killed may still seem to be in use.
+const DYING_AT_MOST: Duration = Duration::from_secs(5);
 
 /// A node that runs.
 pub struct Running {
@@ -44,15 +44,15 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts everything in the order in which it can fail: addresses, data, mounts, then what others see.
+    /// Starts everything in the order in which it can fail: data, addresses, mounts, then what others see.
     ///
     /// # Errors
     /// What is missing, with its remedy.
     pub async fn start(config: &Config, channel: Arc<Channel>, cell: Arc<FenceCell>) -> anyhow::Result<Self> {
         say_what_starts(config);
-        let listener = litefs_replication::listen(&config.http.addr.to_string()).await?;
-        let port = listener.local_addr()?.port();
         let store = open_store(config).await?;
+        let listener = listen(config).await?;
+        let port = listener.local_addr()?.port();
         let proxy = config.proxy.clone().map(|proxy| BoundProxy::bind(proxy, &store, &cell)).transpose()?;
         let proxy_url = proxy.as_ref().map(BoundProxy::advertise_url);
         let leaser = leaser(config, port, proxy_url.clone())?;
@@ -172,6 +172,19 @@ fn say_what_starts(config: &Config) {
     }
 }
 
+/// The data directory is ours, so its last user is dead; the kernel may still be closing its sockets.
+async fn listen(config: &Config) -> std::io::Result<tokio::net::TcpListener> {
+    let begun = Instant::now();
+    loop {
+        match litefs_replication::listen(&config.http.addr.to_string()).await {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && begun.elapsed() < DYING_AT_MOST => {
+                tokio::time::sleep(READY_POLL).await;
+            }
+            result => return result,
+        }
+    }
+}
+
 async fn open_store(config: &Config) -> anyhow::Result<Arc<Store>> {
     let store_config = StoreConfig {
         data_dir: config.data.dir.clone(),
@@ -210,7 +223,7 @@ async fn start_mount(
         let (options, store, late) = (options.clone(), store.clone(), late.clone());
         match tokio::task::spawn_blocking(move || Mount::start(options, store, late.clone(), late)).await? {
             // The data directory is ours, so its last user is dead; the kernel may still be taking its mount down.
-            Err(MountError::InUse(_)) if begun.elapsed() < DYING_MOUNT_AT_MOST => {
+            Err(MountError::InUse(_)) if begun.elapsed() < DYING_AT_MOST => {
                 tokio::time::sleep(READY_POLL).await;
             }
             started => return Ok((started?, vec![config.fuse.dir.clone(), control_dir])),
