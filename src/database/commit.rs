@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::log::Spool;
-use super::{CaptureState, Database};
+use super::{CaptureState, Database, Health};
 use crate::ltx::{Encoder, Header, ImageBuilder};
 use crate::sqlite::page::{lock_page, page_checksum};
 use crate::{Checksum, Pos, Txid};
@@ -93,6 +93,10 @@ impl Database {
         head: &TxHead,
         pages: &mut dyn PageSource,
     ) -> io::Result<Option<Pos>> {
+        if let Health::Broken(reason) = &*self.health.lock() {
+            // Its state is unknown: a record of it would start history again.
+            return Err(io::Error::other(reason.clone()));
+        }
         let mut buffers = std::mem::take(&mut state.buffers);
         buffers.changes.clear();
         let result = self.make_record(state, head, pages, &mut buffers);

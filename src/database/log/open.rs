@@ -35,7 +35,7 @@ impl Log {
         let segments_dir = Self::segments_dir(dir);
         if !segments_dir.exists() {
             fs::create_dir_all(&segments_dir)?;
-            os::sync_dir("log.sync_dir", dir)?;
+            tidy(&segments_dir, os::sync_dir("log.sync_dir", dir));
         }
         Self::open_as(dir, Access::Write)
     }
@@ -124,7 +124,7 @@ impl Log {
         drop(state);
         if access == Access::Write {
             for path in useless {
-                os::remove_file("log.remove", &path)?;
+                tidy(&path, os::remove_file("log.remove", &path));
             }
         }
         Ok(())
@@ -136,6 +136,13 @@ impl Log {
 enum Access {
     Write,
     Read,
+}
+
+/// What could not be tidied up is in nobody's way: it is not part of the log, and overwritten or removed later.
+fn tidy(path: &Path, result: io::Result<()>) {
+    if let Err(error) = result {
+        tracing::warn!(path = %path.display(), %error, "tidy up the log");
+    }
 }
 
 /// The last segment with a whole record in it.
@@ -157,7 +164,7 @@ fn segment_files(dir: &Path, access: Access) -> io::Result<Vec<(u64, PathBuf)>> 
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         if name.ends_with(super::spool::SUFFIX) {
             if access == Access::Write {
-                os::remove_file("log.remove", &path)?;
+                tidy(&path, os::remove_file("log.remove", &path));
             }
         } else if let Some(sequence) = name.strip_suffix(".seg").and_then(|hex| u64::from_str_radix(hex, 16).ok()) {
             found.push((sequence, path));
@@ -177,14 +184,14 @@ fn open_active(found: &mut Vec<(u64, PathBuf)>, opened: &mut Opened, access: Acc
             // Made, but nothing whole reached it before the crash.
             opened.torn_bytes += len.saturating_sub(segment::SEGMENT_HEADER_BYTES);
             if access == Access::Write {
-                os::remove_file("log.remove", &path)?;
+                tidy(&path, os::remove_file("log.remove", &path));
             }
             continue;
         };
         if len > scan.end {
             opened.torn_bytes += len - scan.end;
             if access == Access::Write {
-                os::set_len("log.truncate", &file, scan.end)?;
+                tidy(&path, os::set_len("log.truncate", &file, scan.end));
             }
         }
         let segment = Segment { path, sequence, first, len: scan.end };

@@ -88,8 +88,12 @@ pub(super) fn take(files: &Files, target: Pos) -> io::Result<Option<PageChecksum
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    os::remove_file("checksums.remove", &path(files))?;
-    os::sync_dir("checksums.remove", files.dir())?;
+    let removed =
+        os::remove_file("checksums.remove", &path(files)).and_then(|()| os::sync_dir("checksums.remove", files.dir()));
+    if let Err(error) = removed {
+        tracing::warn!(dir = %files.dir().display(), %error, "remove the kept page checksums; reading the database instead");
+        return Ok(None);
+    }
     let journal = File::open(files.path(FileKind::Journal)).and_then(|file| file.metadata());
     if !files.exists(FileKind::Database) || journal.is_ok_and(|metadata| metadata.len() > 0) {
         return Ok(None);

@@ -25,6 +25,8 @@ mod repair;
 mod wal;
 
 #[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
 mod tests;
 
 pub use inspect::{Inspection, inspect};
@@ -38,7 +40,7 @@ use self::wal::{Commit, Wal};
 use super::log::Opened;
 use super::rollback::FilePages;
 use super::wal_capture::{Generation, Lookup};
-use super::{CaptureState, Database, PageChecksums, TxHead};
+use super::{CaptureState, Database, Health, PageChecksums, TxHead};
 use crate::kernel::FileKind;
 use crate::ltx::Header;
 use crate::sqlite::page::lock_page;
@@ -206,6 +208,13 @@ impl Database {
             tracing::warn!(database = %self.name, %target, "the file was written while no node ran; recording that");
             self.settle(state, found, target, redo.checksums, 0);
             self.record_file(state, found.base.page_size, true)?;
+            if state.pos == target {
+                // Capture would not know which pages to look at.
+                self.set_broken(
+                    "what was written while no node ran could not be recorded; free disk space and start again".into(),
+                );
+                return Ok(());
+            }
             return self.files.remove(FileKind::Wal);
         }
         if unexplained > 0 {
@@ -355,7 +364,8 @@ impl Database {
     /// Writing; the next start then reads the database file.
     pub(crate) fn save_page_checksums(&self) -> io::Result<()> {
         let state = self.capture.lock();
-        if state.page_size == 0 || state.rollback.is_pending() {
+        // Only what is in order is worth keeping: otherwise the next start must look.
+        if state.page_size == 0 || state.rollback.is_pending() || self.health() != Health::Ok {
             return Ok(());
         }
         self.log.sync()?;

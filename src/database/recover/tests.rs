@@ -29,8 +29,8 @@ fn config(data_dir: &Path) -> StoreConfig {
 }
 
 /// A data directory with one database, its files named so that SQLite opens them where they lie.
-struct Node {
-    dir: TempDir,
+pub(super) struct Node {
+    pub(super) dir: TempDir,
 }
 
 fn copy_all(from: &Path, to: &Path) {
@@ -47,7 +47,7 @@ fn copy_all(from: &Path, to: &Path) {
 
 impl Node {
     /// With a database that has rows 1…10 in mode `journal_mode`.
-    fn new(journal_mode: &str) -> Self {
+    pub(super) fn new(journal_mode: &str) -> Self {
         let node = Self { dir: TempDir::new().expect("dir") };
         fs::create_dir_all(node.db_dir()).expect("folder");
         let client = node.client();
@@ -66,31 +66,35 @@ impl Node {
         self.dir.path().join("dbs").join(NAME)
     }
 
-    fn path(&self, kind: FileKind) -> PathBuf {
+    pub(super) fn path(&self, kind: FileKind) -> PathBuf {
         self.db_dir().join(Layout::Sqlite.file_name(kind))
     }
 
-    fn client(&self) -> Connection {
+    pub(super) fn client(&self) -> Connection {
         let client = Connection::open(self.path(FileKind::Database)).expect("open");
         client.execute_batch("PRAGMA wal_autocheckpoint=0").expect("pragma");
         client
     }
 
     /// The files at this moment, as a crash would leave them.
-    fn crash(&self) -> Self {
+    pub(super) fn crash(&self) -> Self {
         let dir = TempDir::new().expect("dir");
         copy_all(self.dir.path(), dir.path());
         Self { dir }
     }
 
-    fn start(&self) -> Started {
-        let store = Store::open_with_layout(config(self.dir.path()), Layout::Sqlite).expect("open");
+    pub(super) fn start(&self) -> Started {
+        self.try_start().expect("open")
+    }
+
+    pub(super) fn try_start(&self) -> std::io::Result<Started> {
+        let store = Store::open_with_layout(config(self.dir.path()), Layout::Sqlite)?;
         let database = store.database_or_dropped(NAME).expect("database");
-        Started { store, database }
+        Ok(Started { store, database })
     }
 
     /// Starts and stops; the position between.
-    fn restart(&self) -> Pos {
+    pub(super) fn restart(&self) -> Pos {
         let started = self.start();
         started.is_what_it_says();
         started.database.pos()
@@ -101,16 +105,16 @@ impl Node {
     }
 
     /// Takes another one's log.
-    fn take_log_of(&self, other: &Self) {
+    pub(super) fn take_log_of(&self, other: &Self) {
         fs::remove_dir_all(self.db_dir().join("log")).expect("remove");
         copy_all(&other.db_dir().join("log"), &self.db_dir().join("log"));
         let _ = fs::remove_file(self.db_dir().join("checksums"));
     }
 }
 
-struct Started {
+pub(super) struct Started {
     store: Arc<Store>,
-    database: Arc<Database>,
+    pub(super) database: Arc<Database>,
 }
 
 impl Drop for Started {
@@ -133,7 +137,7 @@ impl Started {
         bytes
     }
 
-    fn rows(&self) -> i64 {
+    pub(super) fn rows(&self) -> i64 {
         let dir = TempDir::new().expect("dir");
         fs::write(dir.path().join("copy"), self.is_what_it_says()).expect("write");
         let client = Connection::open(dir.path().join("copy")).expect("open");
@@ -141,14 +145,14 @@ impl Started {
     }
 }
 
-fn insert(client: &Connection, count: usize) {
+pub(super) fn insert(client: &Connection, count: usize) {
     for _ in 0..count {
         client.execute("INSERT INTO t(x) VALUES (randomblob(3000))", []).expect("insert");
     }
 }
 
 /// A node recovered at TXID 1, and the same one crashed after three more commits that are only in its WAL.
-fn with_three_commits_in_the_wal() -> (Node, Node) {
+pub(super) fn with_three_commits_in_the_wal() -> (Node, Node) {
     let node = Node::new("wal");
     assert_eq!(node.restart().txid, Txid(1));
     let base = node.crash();
@@ -332,7 +336,7 @@ fn a_newer_run_of_records_that_does_not_fit_is_cut() {
 }
 
 /// A rollback-mode node at TXID 1, and one crashed in the middle of a transaction that has spilled into the database.
-fn in_mid_transaction() -> (Node, Node, Connection) {
+pub(super) fn in_mid_transaction() -> (Node, Node, Connection) {
     let node = Node::new("delete");
     assert_eq!(node.restart().txid, Txid(1));
     let client = node.client();
