@@ -154,8 +154,12 @@ impl Database {
         if let Some(shm) = self.shm().filter(|shm| shm.link.backing_ino == metadata.ino()) {
             return Ok(shm);
         }
-        if metadata.len() < SHM_LEN_MIN {
-            os::set_len("shm.extend", &backing, SHM_LEN_MIN)?;
+        if let Ok(missing) = usize::try_from(SHM_LEN_MIN.saturating_sub(metadata.len()))
+            && missing > 0
+        {
+            // Written, not just truncated to this length: on a full disk that is an error here, and not a SIGBUS in the client, which
+            // only allocates what it adds to the file's length itself.
+            os::write_all_at("shm.extend", &backing, &vec![0; missing], metadata.len())?;
         }
         let kernel = self.shared.kernel().ok_or_else(no_kernel)?;
         let link = Link::open(&*kernel, self, FileKind::Shm)?;
