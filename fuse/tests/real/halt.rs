@@ -31,7 +31,7 @@ fn open(node: &Node) -> File {
 
 fn node() -> Node {
     let node = Node::start();
-    node.open("a.db").execute_batch("CREATE TABLE t(x)").expect("create");
+    node.open("a.db").execute("CREATE TABLE t(x)").expect("create");
     node
 }
 

@@ -14,6 +14,8 @@ use litefs::{Database, DbName, Store};
 use litefs_fuse::{HaltLocks, Mount, MountError, MountOptions, NodeInfo, Passthrough};
 use parking_lot::Mutex;
 
+use crate::client::Client;
+
 /// Generous, for loaded machines.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -118,10 +120,9 @@ impl Node {
         self.dir().join(name)
     }
 
-    pub fn open(&self, name: &str) -> rusqlite::Connection {
-        let connection = rusqlite::Connection::open(self.path(name)).expect("open a database");
-        connection.busy_timeout(PATIENCE).expect("busy timeout");
-        connection
+    /// A rusqlite client of a database.
+    pub fn open(&self, name: &str) -> Client {
+        Client::open(&self.path(name))
     }
 
     pub fn database(&self, name: &str) -> Arc<Database> {

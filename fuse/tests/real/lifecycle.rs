@@ -16,7 +16,7 @@ pub fn is_mounted(dir: &std::path::Path) -> bool {
 #[test]
 fn a_clean_stop_leaves_nothing_mounted() {
     let node = Node::start();
-    node.open("a.db").execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(x)").expect("create");
+    node.open("a.db").execute("PRAGMA journal_mode=WAL; CREATE TABLE t(x)").expect("create");
     let dead = node.dead.clone();
     let dir = node.stop();
     assert!(!is_mounted(dir.path()));

@@ -4,6 +4,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // helpers of tests
 
+mod client;
 mod halt;
 mod harness;
 mod killed_node;

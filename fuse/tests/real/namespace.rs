@@ -39,9 +39,9 @@ fn ordinary_files_work_and_are_not_databases() {
 #[test]
 fn listing_shows_databases_with_their_positions_and_ordinary_files() {
     let node = Node::start();
-    node.open("app.db").execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(x)").expect("create");
+    node.open("app.db").execute("PRAGMA journal_mode=WAL; CREATE TABLE t(x)").expect("create");
     let connection = node.open("app.db");
-    connection.execute_batch("INSERT INTO t VALUES(1)").expect("insert");
+    connection.execute("INSERT INTO t VALUES(1)").expect("insert");
     fs::write(node.path(".hidden"), "x").expect("write");
     let names: BTreeSet<String> = fs::read_dir(node.dir())
         .expect("list")
@@ -74,10 +74,10 @@ fn special_files_say_what_the_node_says() {
 
     assert_eq!(errno(fs::read(node.path("app.db-pos"))), libc::ENOENT);
     let connection = node.open("app.db");
-    connection.execute_batch("CREATE TABLE t(x)").expect("create");
+    connection.execute("CREATE TABLE t(x)").expect("create");
     let before = fs::read_to_string(node.path("app.db-pos")).expect("position");
     assert_eq!(before.len(), 34);
-    connection.execute_batch("INSERT INTO t VALUES(1)").expect("insert");
+    connection.execute("INSERT INTO t VALUES(1)").expect("insert");
     let after = fs::read_to_string(node.path("app.db-pos")).expect("position");
     assert_eq!(after.trim_end(), node.database("app.db").pos().to_string());
     assert!(after > before, "{before} then {after}");
@@ -93,7 +93,7 @@ fn special_files_say_what_the_node_says() {
 #[test]
 fn what_cannot_be_has_a_clear_errno() {
     let node = Node::start();
-    node.open("app.db").execute_batch("CREATE TABLE t(x)").expect("create");
+    node.open("app.db").execute("CREATE TABLE t(x)").expect("create");
     fs::write(node.path("file"), "x").expect("write");
     assert_eq!(errno(fs::create_dir(node.path("sub"))), libc::EPERM);
     assert_eq!(errno(fs::hard_link(node.path("file"), node.path("link"))), libc::EPERM);
@@ -146,10 +146,10 @@ fn modes_owners_and_times_are_the_clients() {
 
     // SQLite gives its WAL and index the database's mode and owner.
     let connection = node.open("app.db");
-    connection.execute_batch("CREATE TABLE t(x)").expect("create");
+    connection.execute("CREATE TABLE t(x)").expect("create");
     fs::set_permissions(node.path("app.db"), fs::Permissions::from_mode(0o660)).expect("chmod");
     std::os::unix::fs::chown(node.path("app.db"), Some(12345), Some(54321)).expect("chown");
-    connection.execute_batch("PRAGMA journal_mode=WAL; INSERT INTO t VALUES(1)").expect("write");
+    connection.execute("PRAGMA journal_mode=WAL; INSERT INTO t VALUES(1)").expect("write");
     for name in ["app.db-wal", "app.db-shm"] {
         let meta = fs::metadata(node.path(name)).expect("stat");
         assert_eq!((meta.permissions().mode() & 0o777, meta.uid()), (0o660, 12345), "{name}");

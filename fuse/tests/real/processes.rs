@@ -24,7 +24,7 @@ fn killed_writers_lose_nothing(mode: &str, rounds: u32) {
     let node = Node::start();
     let path = node.path("a.db");
     let setup = format!("PRAGMA journal_mode={mode}; CREATE TABLE t(who,i,y)");
-    node.open("a.db").execute_batch(&setup).expect("create");
+    node.open("a.db").execute(&setup).expect("create");
     let mut acknowledged = Vec::new();
     for round in 0..rounds {
         let who: Vec<String> = (0..2).map(|n| format!("{round}.{n}")).collect();
