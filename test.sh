@@ -112,4 +112,6 @@ for main in */tests/*/main.rs; do
 done
 export LITEFS_BIN="$(realpath "${CARGO_TARGET_DIR:-target}")/debug/litefs"
 step "end to end" 1500 cargo test --workspace --test e2e --no-fail-fast -- --test-threads=2
+step "demo" 120 python3 -m unittest discover -s integration/demo
+step "chaos" 600 env LITEFS="$LITEFS_BIN" PYTHONPATH=integration python3 -m chaos --short
 finish
