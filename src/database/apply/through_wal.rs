@@ -15,7 +15,7 @@ use crate::database::wal_capture::Generation;
 use crate::database::{ApplyError, CaptureState, Database, PageSource};
 use crate::kernel::FileKind;
 use crate::os;
-use crate::sqlite::locks::{self, LockKind};
+use crate::sqlite::locks::{self, LockGuard, LockKind};
 use crate::sqlite::wal::{FRAME_HEADER_LEN, WalHeader, frame_offset};
 use crate::sqlite::wal_index::header::IndexHeader;
 use crate::store::Notice;
@@ -44,9 +44,16 @@ pub(crate) struct Applied {
 impl Database {
     /// Applies a verified record through the WAL.
     pub(super) fn apply_to_wal(&self, shm: &ShmLink, record: &mut Incoming, logged: Logged) -> Result<Pos, ApplyError> {
-        if !locks::try_lock(&shm.link.fence, locks::WRITE, LockKind::Exclusive)? {
+        let Some(write) = LockGuard::try_new(&shm.link.fence, locks::WRITE, LockKind::Exclusive)? else {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "a client is writing").into());
-        }
+        };
+        // The fence holds it for longer; with an open one it is given back at the end.
+        let _write = if self.is_fenced() {
+            write.keep();
+            None
+        } else {
+            Some(write)
+        };
         self.drain_readers(shm)?;
         let mut state = self.capture.lock();
         let wal = self.wal_for_writing()?;

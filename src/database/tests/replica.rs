@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::client::Client;
 use super::rollback::{file, hooked_database, open};
-use super::{Node, wait_until};
+use super::{Node, WAIT, wait_until};
 use crate::database::{ApplyError, Database, Record, RecordBody};
 use crate::store::Mode;
 use crate::{DbName, Pos};
@@ -105,4 +105,37 @@ fn the_primarys_switch_to_wal_takes_the_replica_along() {
     assert_eq!(reader.run("SELECT count(*) FROM t"), Ok("5".to_owned()));
     reader.run("COMMIT").expect("ends");
     wait_until("the new row", || reader.run("SELECT count(*) FROM t") == Ok("6".to_owned()));
+}
+
+#[test]
+fn a_deposed_primarys_own_transactions_are_set_aside_before_a_snapshot_replaces_them() {
+    let (first, second) = (Node::start(Mode::Primary), Node::start(Mode::Replica));
+    let (old, vfs) = hooked_database(&first, "db");
+    let writer = open(&first, "db", &vfs);
+    writer.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES(1)").expect("writes");
+    let new = replica(&second);
+    ship(&old, &new);
+    // What the cluster never saw.
+    writer.execute_batch("INSERT INTO t VALUES('lost')").expect("writes");
+    drop(writer);
+    first.store.set_mode(Mode::Replica, WAIT).expect("demotes");
+    second.store.set_mode(Mode::Primary, WAIT).expect("promotes");
+    let vfs = super::hooked::register(vec![(second.path("db"), Arc::clone(&new))]);
+    let writer = open(&second, "db", &vfs);
+    for value in 0..5 {
+        writer.execute("INSERT INTO t VALUES(?1)", [value]).expect("writes");
+    }
+    let mut snapshot = Vec::new();
+    let pos = new.snapshot(&mut snapshot).expect("snapshot");
+    assert!(old.pos().txid < pos.txid, "by its TXID alone it might only be behind");
+    assert_eq!(old.apply(&mut snapshot.as_slice()).expect("applies"), pos);
+    assert!(file(&old) == file(&new));
+    let aside = first.dir.path().join("lost+found/db");
+    assert_eq!(std::fs::read_dir(&aside).expect("set aside").count(), 1);
+    // From here on everything came from the primary: another snapshot sets nothing aside.
+    writer.execute_batch("INSERT INTO t VALUES('more')").expect("writes");
+    let mut snapshot = Vec::new();
+    let pos = new.snapshot(&mut snapshot).expect("snapshot");
+    assert_eq!(old.apply(&mut snapshot.as_slice()).expect("applies"), pos);
+    assert_eq!(std::fs::read_dir(&aside).expect("set aside").count(), 1);
 }
