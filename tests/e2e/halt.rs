@@ -1,7 +1,20 @@
 //! Writing on a replica under the HALT lock (`litefs run -with-halt-lock-on`).
 
-use litefs_tests::sqlite::cli;
+use litefs_tests::sqlite::{cli, python};
 use litefs_tests::{Node, eventually};
+
+/// Takes byte 72 of the lock file as LiteFS's clients do, writes, and gives it back.
+const WRITE_UNDER_LOCK: &str = r"
+import fcntl, sqlite3, sys
+path, rounds = sys.argv[1], int(sys.argv[2])
+with open(path + '-lock', 'r+') as lock:
+    fcntl.lockf(lock, fcntl.LOCK_EX, 1, 72)
+    db = sqlite3.connect(path, timeout=20, isolation_level=None)
+    for n in range(rounds):
+        db.execute('INSERT INTO t VALUES (?)', (n,))
+    db.close()
+    fcntl.lockf(lock, fcntl.LOCK_UN, 1, 72)
+";
 
 fn run_halted(node: &Node, sql: &str) -> Result<String, (i32, String)> {
     let db = node.db("a.db");
@@ -58,4 +71,24 @@ fn the_primary_waits_while_a_replica_holds_the_lock() {
     cli(&primary.db("a.db"), "INSERT INTO t VALUES(2)").expect("insert");
     replica.wait_same_pos(&primary, "a.db");
     assert_eq!(cli(&replica.db("a.db"), "SELECT group_concat(x) FROM t").as_deref(), Ok("1,2"));
+}
+
+#[test]
+fn a_client_takes_the_lock_by_fcntl() {
+    let primary = Node::primary();
+    let replica = Node::replica_of(&primary);
+    for mode in ["wal", "delete"] {
+        let name = format!("{mode}.db");
+        cli(&primary.db(&name), &format!("PRAGMA journal_mode={mode}; CREATE TABLE t(x)")).expect(mode);
+        replica.wait_same_pos(&primary, &name);
+        let path = replica.db(&name);
+        python(WRITE_UNDER_LOCK, &[path.to_str().expect("a path"), "20"]).expect(mode);
+        // The primary has everything when the lock is given back.
+        assert_eq!(primary.pos(&name), replica.pos(&name), "{mode}");
+        assert_eq!(cli(&primary.db(&name), "SELECT count(*) FROM t").as_deref(), Ok("20"), "{mode}");
+        cli(&primary.db(&name), "INSERT INTO t VALUES (100)").expect("the primary writes again");
+        replica.wait_same_pos(&primary, &name);
+        let check = "SELECT count(*) FROM t; PRAGMA integrity_check";
+        assert_eq!(cli(&replica.db(&name), check), cli(&primary.db(&name), check), "{mode}");
+    }
 }
