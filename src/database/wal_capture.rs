@@ -70,7 +70,7 @@ pub(super) enum Lookup<'a> {
 
 impl Lookup<'_> {
     /// Adds, to each of `pages` (ascending), the latest frame up to `last` that SQLite would read it from; 0: the database file.
-    fn find_all(&self, wal: &File, page_size: u32, last: u32, pages: &mut [(u32, u32)]) -> io::Result<()> {
+    pub(super) fn find_all(&self, wal: &File, page_size: u32, last: u32, pages: &mut [(u32, u32)]) -> io::Result<()> {
         match self {
             Self::Index(shm) => {
                 let backfill = shm.index.checkpoint_info()?.map_or(0, |info| info.backfill);
@@ -383,7 +383,7 @@ impl<'a> Transaction<'a> {
 }
 
 /// Pages out of frames, or out of the database file (frame 0).
-struct WalPages<'a> {
+pub(super) struct WalPages<'a> {
     wal: &'a File,
     database: &'a File,
     page_size: u32,
@@ -394,7 +394,7 @@ struct WalPages<'a> {
 }
 
 impl<'a> WalPages<'a> {
-    fn new(
+    pub(super) fn new(
         wal: &'a File,
         database: &'a File,
         page_size: u32,
