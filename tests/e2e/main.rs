@@ -10,6 +10,7 @@ mod failover;
 mod halt;
 mod import;
 mod lifecycle;
+mod model;
 mod node_api;
 mod proxy;
 mod replicas;
