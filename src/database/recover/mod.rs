@@ -27,6 +27,8 @@ mod wal;
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
 mod tests;
 
 pub use inspect::{Inspection, inspect};
