@@ -30,7 +30,7 @@ fn killed_writers_lose_nothing(mode: &str, rounds: u32) {
         let who: Vec<String> = (0..2).map(|n| format!("{round}.{n}")).collect();
         let mut writers: Vec<Child> = who.iter().map(|who| python(WRITER, &[&path, Path::new(who)])).collect();
         for (writer, who) in writers.iter_mut().zip(&who) {
-            let commits = 5 + fastrand::u32(0..20);
+            let commits = 3 + fastrand::u32(0..8);
             let last = (0..commits).map(|_| read_line(writer)).last().expect("a commit");
             acknowledged.push((who.clone(), last.parse::<u32>().expect("a number")));
         }
@@ -52,6 +52,6 @@ fn killed_writers_lose_nothing_in_wal_mode() {
 #[test]
 fn killed_writers_lose_nothing_in_rollback_mode() {
     for mode in ["delete", "truncate", "persist"] {
-        killed_writers_lose_nothing(mode, 2);
+        killed_writers_lose_nothing(mode, 1);
     }
 }
