@@ -1,7 +1,7 @@
 //! Labelled faults: with the feature `fault-injection`, any OS call of the engine can be made to fail by its label.
 //!
 //! For a whole process: `LITEFS_FAULTS=label:errno[:count],…` (`log.append:28:1` fails one append with `ENOSPC`; without
-//! a count it fails for ever). For a test inside a process: [`on_this_thread`].
+//! a count it fails for ever). For a test inside a process: `on_this_thread`.
 
 #[cfg(not(any(test, feature = "fault-injection")))]
 #[allow(clippy::unnecessary_wraps)] // the other build fails here
