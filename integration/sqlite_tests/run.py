@@ -81,10 +81,15 @@ class Node:
 
 def clear(folder):
     """Removes what a test file left."""
-    for name in os.listdir(folder):
+    ours = (".lag", ".primary")
+    for name in sorted(os.listdir(folder), reverse=True):  # a database after its journal and WAL
+        if name in ours or name.endswith("-pos"):
+            continue
         path = os.path.join(folder, name)
         try:
             shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.remove(path)
+        except FileNotFoundError:
+            pass
         except OSError as error:
             print(f"    {path} stays: {error}")
 
