@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::links::ShmLink;
 use super::wal_capture::{Generation, Looked, Lookup};
 use super::{CaptureState, Database};
+use crate::Pos;
 use crate::kernel::FileKind;
 use crate::sqlite::locks::{self, LockGuard, LockKind};
 use crate::sqlite::wal::{FRAME_HEADER_LEN, FrameHeader, WalHeader, WalWalk, frame_offset};
@@ -36,6 +37,21 @@ impl Database {
             std::thread::sleep(UNREADABLE_PAUSE);
         }
         self.capture_heap_index(state).map(|_| ())
+    }
+
+    /// The position, if it can be told at once that everything committed is captured: WAL mode, and the wal-index stands where
+    /// capture stopped. Never waits for a lock; a few reads from the page cache. `None`: ask [`Self::position_now`].
+    #[must_use]
+    pub fn position_if_current(&self) -> Option<Pos> {
+        if !self.is_live() || (!self.shared.is_replica() && !self.shared.may_commit()) {
+            return None;
+        }
+        let state = self.capture.try_lock()?;
+        let header = self.shm()?.index.read_header().ok()??;
+        let wal = self.files.wal().ok()??;
+        let is_current =
+            state.wal.current.ends_at(&header) && !state.rollback.is_pending() && !frame_follows(&wal, &state).ok()?;
+        is_current.then_some(state.pos)
     }
 
     /// Captures what a client with `locking_mode=EXCLUSIVE` committed: it keeps the wal-index in its heap, and an index in

@@ -37,6 +37,13 @@ pub(crate) struct Generation {
     pub(crate) last_header: [u8; FRAME_HEADER_LEN],
 }
 
+impl Generation {
+    /// Whether the wal-index stands where capture stopped.
+    pub(super) fn ends_at(&self, header: &IndexHeader) -> bool {
+        header.mx_frame == self.frame && header.salt == self.salt && self.chain == Some(header.frame_checksum)
+    }
+}
+
 /// Buffers kept between transactions; given back when one was large.
 #[derive(Debug, Default)]
 struct Scratch {
@@ -151,8 +158,7 @@ impl Database {
         header: &IndexHeader,
         lookup: &Lookup<'_>,
     ) -> io::Result<Looked> {
-        let at = &state.wal.current;
-        if header.mx_frame == at.frame && header.salt == at.salt && at.chain == Some(header.frame_checksum) {
+        if state.wal.current.ends_at(header) {
             return Ok(Looked::Nothing);
         }
         if header.mx_frame == 0 && header.salt == [0, 0] {

@@ -35,6 +35,10 @@ impl Positions for StorePositions {
         })
     }
 
+    fn position_if_current(&self, db: &DbName) -> Option<Txid> {
+        Some(self.0.database(db.as_str())?.position_if_current()?.txid)
+    }
+
     fn position_now(&self, db: &DbName) -> io::Result<Option<Txid>> {
         self.0.database(db.as_str()).map(|database| database.position_now().map(|pos| pos.txid)).transpose()
     }

@@ -38,6 +38,21 @@ fn commits_are_captured_without_being_asked_for() {
 }
 
 #[test]
+fn the_position_that_needs_no_waiting_is_never_an_old_one() {
+    let node = Node::start(Mode::Primary);
+    let (database, client) = node.database("db", WAL);
+    for id in 0..200 {
+        let before = database.position_now().expect("captures");
+        client.run(&format!("INSERT INTO t VALUES({id}, 'x')")).expect("writes");
+        if let Some(current) = database.position_if_current() {
+            assert_eq!(current.txid, before.txid.next(), "commit {id} is in it");
+        }
+    }
+    let pos = database.position_now().expect("captures");
+    wait_until("nobody holds the capture", || database.position_if_current() == Some(pos));
+}
+
+#[test]
 fn random_transactions_of_two_clients_follow_the_model() {
     for seed in [1, 2] {
         let node = Node::start(Mode::Primary);
