@@ -14,6 +14,9 @@ use crate::{DbName, os};
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
+/// The kernel's random name for the time since the machine was started.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// `data.dir`.
 #[derive(Debug)]
 pub(super) struct DataDirectory {
@@ -53,14 +56,36 @@ impl DataDirectory {
             }
             None => {}
         }
-        let (partial, path) = (self.path.join("clusterid.new"), self.path.join("clusterid"));
-        let mut file = File::create(&partial)?;
-        writeln!(file, "{id}")?;
-        os::sync_data("clusterid.sync", &file)?;
-        os::rename("clusterid.rename", &partial, &path)?;
-        os::sync_dir("clusterid.sync_dir", &self.path)?;
+        self.keep("clusterid", id)?;
         *current = Some(id.to_owned());
         Ok(())
+    }
+
+    /// Writes a line into a file of the directory, durably.
+    fn keep(&self, name: &'static str, line: &str) -> io::Result<()> {
+        let (partial, path) = (self.path.join(format!("{name}.new")), self.path.join(name));
+        let mut file = File::create(&partial)?;
+        writeln!(file, "{line}")?;
+        os::sync_data(name, &file)?;
+        os::rename(name, &partial, &path)?;
+        os::sync_dir(name, &self.path)
+    }
+
+    /// Whether the machine has not been started again since [`Self::note_boot`].
+    pub(super) fn is_same_boot(&self) -> io::Result<bool> {
+        let noted = match fs::read_to_string(self.path.join("bootid")) {
+            Ok(noted) => noted,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(fs::read_to_string(BOOT_ID).is_ok_and(|now| now.trim() == noted.trim() && !now.trim().is_empty()))
+    }
+
+    /// Remembers that the directory is used in this boot.
+    pub(super) fn note_boot(&self) -> io::Result<()> {
+        if self.is_same_boot()? { Ok(()) } else { self.keep("bootid", fs::read_to_string(BOOT_ID)?.trim()) }
     }
 
     /// Every folder under `dbs/` whose name can be a database's.

@@ -108,11 +108,17 @@ impl Store {
     /// As [`Self::open`].
     pub fn open_with_layout(config: StoreConfig, layout: Layout) -> io::Result<Arc<Self>> {
         let directory = DataDirectory::open(&config.data_dir)?;
-        let shared = Arc::new(Shared::new(config, layout)?);
+        let shared = Arc::new(Shared::new(config, layout, directory.is_same_boot()?)?);
         let mut databases = BTreeMap::new();
         for name in directory.database_names()? {
             let database = Database::open(name.clone(), shared.clone(), directory.database_dir(&name))?;
             databases.insert(name, database);
+        }
+        // From now on, a wal-index below the directory is one of this boot.
+        if databases.values().all(|database| !database.files.exists(FileKind::Shm))
+            && let Err(error) = directory.note_boot()
+        {
+            tracing::warn!(%error, "note the boot; the next start will not rely on what clients leave in memory");
         }
         let store = Arc::new(Self { shared, directory, databases: RwLock::new(databases), threads: Mutex::default() });
         let (watcher, keeper) = (Watcher::new(Arc::downgrade(&store)), Keeper::new(Arc::downgrade(&store)));

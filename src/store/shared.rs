@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) layout: Layout,
     /// Random at each start.
     pub(crate) node_id: u64,
+    /// Whether the machine has run on since the directory was last opened: what the page cache held is all there.
+    pub(crate) same_boot: bool,
     /// For `GET /events` and the streams.
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) metrics: Metrics,
@@ -108,10 +110,11 @@ impl Signals {
 }
 
 impl Shared {
-    pub(super) fn new(config: StoreConfig, layout: Layout) -> io::Result<Self> {
+    pub(super) fn new(config: StoreConfig, layout: Layout, same_boot: bool) -> io::Result<Self> {
         Ok(Self {
             config,
             layout,
+            same_boot,
             node_id: fastrand::u64(1..),
             events: broadcast::channel(EVENTS_MAX).0,
             metrics: Metrics::default(),

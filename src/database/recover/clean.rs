@@ -63,7 +63,13 @@ fn wal_end(files: &Files) -> io::Result<([u32; 2], u32)> {
 pub(super) fn save(files: &Files, state: &CaptureState) -> io::Result<()> {
     let wal = wal_end(files)?;
     let captured = state.wal.current;
-    if wal.1 != 0 && (wal.0 != captured.salt || wal.1 != captured.frame) {
+    let all_captured = if wal.1 != 0 {
+        wal == (captured.salt, captured.frame)
+    } else {
+        // No WAL; or one whose first frame has no checksum, so that the next start would not find what was captured from it.
+        captured.frame == 0 || files.wal()?.map_or(Ok(0), |wal| wal.metadata().map(|metadata| metadata.len()))? == 0
+    };
+    if !all_captured {
         return Ok(());
     }
     let mut bytes = header(files, state.pos, state.page_size, state.checksums.page_count(), wal)?;

@@ -3,12 +3,14 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
+use super::seal_tests::without_checksums;
 use super::tests::{Node, in_mid_transaction, insert, with_three_commits_in_the_wal};
 use crate::kernel::FileKind;
 use crate::{Pos, fault};
 
 /// Every labelled call that recovery makes.
-const LABELS: [&str; 16] = [
+const LABELS: [&str; 17] = [
+    "recover.seal",
     "recover.rollback",
     "recover.checkpoint",
     "recover.redo",
@@ -34,6 +36,8 @@ fn cases() -> Vec<(&'static str, Node, Option<Pos>, i64)> {
     let recovered = crashed.crash();
     let pos = recovered.restart();
     cases.push(("commits without a record", crashed.crash(), Some(pos), 13));
+
+    cases.push(("a frame that only the wal-index vouches for", without_checksums(&crashed), Some(pos), 13));
 
     base.take_log_of(&recovered);
     cases.push(("the log is ahead", base, Some(pos), 13));

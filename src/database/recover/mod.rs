@@ -1,6 +1,7 @@
 //! Recovery: what a start makes of the files a clean stop, a `kill -9` or a power loss left (DESIGN §7).
 //!
 //! Nobody else has the files open yet. In this order:
+//! 0. Committed frames that only the wal-index vouches for get their checksums ([`seal`]).
 //! 1. The log is open, its torn tail cut ([`super::log`]). Its last position is the target.
 //! 2. A hot journal is rolled back ([`journal`]), as SQLite would.
 //! 3. The page checksums of the database file are computed ([`base`]), and for every commit in the WAL the database
@@ -22,12 +23,15 @@ mod inspect;
 mod journal;
 mod redo;
 mod repair;
+mod seal;
 mod wal;
 
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
 mod golden_tests;
+#[cfg(test)]
+mod seal_tests;
 #[cfg(test)]
 mod tests;
 
@@ -85,6 +89,9 @@ impl Database {
     pub(crate) fn recover(&self, opened: &Opened) -> io::Result<()> {
         let mut state = self.capture.lock();
         self.say_what_was_found(opened);
+        if self.shared.same_boot {
+            self.seal_wal()?;
+        }
         // Nobody has it open, and the first client recovers it from the WAL anyway.
         self.files.remove(FileKind::Shm)?;
         let Some(header) = self.log.last_header() else { return self.recover_without_log(&mut state) };

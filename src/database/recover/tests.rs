@@ -62,7 +62,7 @@ impl Node {
         node
     }
 
-    fn db_dir(&self) -> PathBuf {
+    pub(super) fn db_dir(&self) -> PathBuf {
         self.dir.path().join("dbs").join(NAME)
     }
 
@@ -113,7 +113,7 @@ impl Node {
 }
 
 pub(super) struct Started {
-    store: Arc<Store>,
+    pub(super) store: Arc<Store>,
     pub(super) database: Arc<Database>,
 }
 

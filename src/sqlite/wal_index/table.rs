@@ -8,7 +8,7 @@ pub const SEGMENT_LEN: usize = 32_768;
 /// Length of a segment in words of 4 bytes.
 pub const SEGMENT_WORDS: usize = SEGMENT_LEN / 4;
 /// Page numbers in every segment but the first.
-const PAGES: u32 = 4096;
+pub(super) const PAGES: u32 = 4096;
 /// Words that the headers and the checkpoint information take from the first segment's page numbers.
 pub(super) const RESERVED_WORDS: u32 = 34;
 /// Page numbers in the first segment.
