@@ -11,16 +11,22 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::Database;
 use crate::kernel::{FileKind, Kernel};
 use crate::os;
 use crate::sqlite::locks::{self, LockKind};
 use crate::sqlite::wal_index::WalIndex;
+use crate::sqlite::wal_index::header::{HeaderWords, IndexHeader};
 
 /// How long the engine waits for DMS: a client holds it exclusively only while it initialises the shm.
 const DMS_WAIT: Duration = Duration::from_secs(2);
+/// How long a header may be half written by whoever holds WRITE. Beyond, that is a client that wants to recover what a killed writer
+/// left (SQLite built with `SQLITE_ENABLE_SETLK_TIMEOUT` does not let go of WRITE until it gives up, after 10 s).
+const TORN_WAIT: Duration = Duration::from_secs(4);
 /// The first segment of the wal-index; a shm at least this long never faults on its header.
 const SHM_LEN_MIN: u64 = 32 * 1024;
 
@@ -53,6 +59,8 @@ pub(crate) struct ShmLink {
     pub(crate) index: WalIndex,
     /// Whether CKPT is held on `link.action`. Changed under [`super::Database::action`] or before the link is shared.
     ckpt: AtomicBool,
+    /// A header whose copies differ while somebody holds WRITE, and since when. A leaf lock.
+    torn: Mutex<Option<(HeaderWords, Instant)>>,
 }
 
 impl ShmLink {
@@ -84,6 +92,32 @@ impl ShmLink {
         let taken = locks::try_lock(&self.link.action, locks::CKPT, LockKind::Exclusive)?;
         self.ckpt.store(taken, Ordering::Release);
         Ok(taken)
+    }
+
+    /// Whether the header is unreadable until a client recovers the index, and not just at this instant: a writer that is put to
+    /// sleep between the two copies of the header leaves them different for as long as it sleeps.
+    pub(crate) fn needs_recovery(&self) -> io::Result<bool> {
+        let Some(words) = self.index.header_words()? else { return Ok(true) };
+        let writing = locks::holder(&self.link.action, locks::WRITE, LockKind::Shared)?.is_some();
+        if self.index.header_words()? != Some(words) {
+            return Ok(false);
+        }
+        // Nobody has come and gone meanwhile: if somebody is writing, these words are what they are at.
+        let [first, second] = words.map(|copy| IndexHeader::decode(&copy).is_some());
+        if first && second && words[0] == words[1] {
+            return Ok(false);
+        }
+        if !writing || !(first || second) {
+            return Ok(true);
+        }
+        let mut torn = self.torn.lock();
+        match &*torn {
+            Some((before, since)) if *before == words => Ok(since.elapsed() > TORN_WAIT),
+            _ => {
+                *torn = Some((words, Instant::now()));
+                Ok(false)
+            }
+        }
     }
 
     /// Gives CKPT back: the header is invalid and a client must be able to recover it.
@@ -164,7 +198,7 @@ impl Database {
         let kernel = self.shared.kernel().ok_or_else(no_kernel)?;
         let link = Link::open(&*kernel, self, FileKind::Shm)?;
         let index = WalIndex::new(link.fence.try_clone()?);
-        let shm = Arc::new(ShmLink { link, index, ckpt: AtomicBool::new(false) });
+        let shm = Arc::new(ShmLink { link, index, ckpt: AtomicBool::new(false), torn: Mutex::default() });
         shm.share(true)?;
         let fresh = {
             let mut links = self.links.lock();

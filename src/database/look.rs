@@ -38,7 +38,8 @@ impl Database {
         mx_frame.saturating_sub(info.backfill)
     }
 
-    /// Owns CKPT while the wal-index is valid, and only then: a client that has to recover it needs the lock.
+    /// Owns CKPT unless a client has to recover the wal-index and needs it: clients that get the lock checkpoint, each in the path of
+    /// its commit.
     pub(crate) fn tend_checkpoint_lock(&self) -> io::Result<()> {
         let Some(shm) = self.shm() else { return Ok(()) };
         // A checkpoint that is running owns it.
@@ -48,7 +49,7 @@ impl Database {
         } else if self.is_fenced() {
             // Nobody else can rebuild it while we hold WRITE.
             self.rebuild_index(&shm)
-        } else if shm.index.read_header()?.is_none() {
+        } else if shm.needs_recovery()? {
             shm.release_checkpoints()
         } else {
             Ok(())

@@ -6,6 +6,9 @@ use crate::sqlite::wal::{Salt, WAL_VERSION, WalChecksum};
 /// Length of one copy of the header, in words of 4 bytes.
 pub const HEADER_WORDS: usize = 12;
 
+/// Both copies of the header as they stand. A writer changes the second first, so that one of them is whole at any time.
+pub type HeaderWords = [[u32; HEADER_WORDS]; 2];
+
 /// A valid header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexHeader {

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 use memmap2::{MmapOptions, MmapRaw};
 use parking_lot::RwLock;
 
-use self::header::{HEADER_WORDS, IndexHeader};
+use self::header::{HEADER_WORDS, HeaderWords, IndexHeader};
 use self::table::{SEGMENT_LEN, Table, segment_of};
 use super::locks::READERS;
 use super::wal::Salt;
@@ -133,6 +133,18 @@ impl WalIndex {
     /// # Errors
     /// Mapping the file.
     pub fn read_header(&self) -> io::Result<Option<IndexHeader>> {
+        let Some([copy0, copy1]) = self.header_words()? else { return Ok(None) };
+        if copy0 != copy1 {
+            return Ok(None);
+        }
+        Ok(IndexHeader::decode(&copy0))
+    }
+
+    /// Both copies of the header, right or not; `None` while the file has no first segment.
+    ///
+    /// # Errors
+    /// Mapping the file.
+    pub fn header_words(&self) -> io::Result<Option<HeaderWords>> {
         let Some(first) = self.first()? else { return Ok(None) };
         let words = first.words();
         let copy = |from: usize| {
@@ -146,10 +158,7 @@ impl WalIndex {
         fence(Ordering::SeqCst);
         let copy1 = copy(HEADER_WORDS);
         fence(Ordering::SeqCst);
-        if copy0 != copy1 {
-            return Ok(None);
-        }
-        Ok(IndexHeader::decode(&copy0))
+        Ok(Some([copy0, copy1]))
     }
 
     /// Publishes a header as a writer does: copy 1, fence, copy 0. The caller holds WRITE.
