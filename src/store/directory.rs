@@ -10,6 +10,8 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::{DbName, os};
 
+/// Locked by the node that uses the directory; holds its process ID.
+const LOCK_FILE: &str = ".lock";
 /// How long a start waits for a node that uses the directory: the lock of a killed one goes with its last thread.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
@@ -123,12 +125,25 @@ fn is_cluster_id(id: &str) -> bool {
     digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_digit() || (b'A'..=b'F').contains(&byte))
 }
 
+/// The process that uses a data directory, or used it last; whoever waits for the directory may look whether it still lives.
+#[must_use]
+pub fn holder(data_dir: &Path) -> Option<u32> {
+    fs::read_to_string(data_dir.join(LOCK_FILE)).ok()?.trim().parse().ok()
+}
+
 fn lock(path: &Path) -> io::Result<File> {
-    let file = File::options().write(true).create(true).truncate(false).open(path.join(".lock"))?;
+    let file = File::options().write(true).create(true).truncate(false).open(path.join(LOCK_FILE))?;
     let start = Instant::now();
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
+            Ok(()) => {
+                // For `holder`; the lock itself does not need it, so a full disk does not keep us from starting.
+                let told = file.set_len(0).and_then(|()| writeln!(&file, "{}", std::process::id()));
+                if let Err(error) = told {
+                    tracing::debug!(%error, "write our process ID into the lock file");
+                }
+                return Ok(file);
+            }
             Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < LOCK_WAIT => std::thread::sleep(LOCK_PAUSE),
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let problem =

@@ -20,6 +20,7 @@ use tokio::sync::broadcast;
 use crate::database::Database;
 use crate::{DbName, FileKind, Kernel, Layout, Pos, WriteGate};
 use directory::DataDirectory;
+pub use directory::holder;
 use keeper::Keeper;
 pub(crate) use shared::{Notice, Shared};
 use watch::Watcher;

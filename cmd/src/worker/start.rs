@@ -24,6 +24,8 @@ use crate::config::{Config, LeaseType};
 
 /// Between two looks at something that changes soon.
 const READY_POLL: Duration = Duration::from_millis(20);
+/// Between two looks at who still uses the data directory.
+const HOLDER_POLL: Duration = Duration::from_millis(200);
 /// How long mount and address of a process that was killed may still seem to be in use.
 const DYING_AT_MOST: Duration = Duration::from_secs(5);
 
@@ -194,9 +196,40 @@ async fn open_store(config: &Config) -> anyhow::Result<Arc<Store>> {
         strict_verify: config.strict_verify,
         lost_and_found_bytes_max: config.data.lost_and_found_bytes_max,
     };
-    let dir = config.data.dir.display().to_string();
-    let opened = tokio::task::spawn_blocking(move || Store::open(store_config)).await?;
-    opened.with_context(|| format!("open the data directory {dir}"))
+    let dir = config.data.dir.clone();
+    let mut opening = tokio::task::spawn_blocking(move || Store::open(store_config));
+    let opened = loop {
+        tokio::select! {
+            opened = &mut opening => break opened?,
+            () = tokio::time::sleep(HOLDER_POLL) => release_dying(config),
+        }
+    };
+    opened.with_context(|| format!("open the data directory {}", dir.display()))
+}
+
+/// A node killed in the instant in which it waited for its own mount cannot end: nobody answers it any more. Taking the mount
+/// away ends its wait, and with it its hold on the data directory.
+fn release_dying(config: &Config) {
+    if !litefs::store::holder(&config.data.dir).is_some_and(is_dying) {
+        return;
+    }
+    for dir in [default_control_dir(&config.fuse.dir), config.fuse.dir.clone()] {
+        if let Err(error) = litefs_fuse::force_unmount(&dir) {
+            tracing::warn!(dir = %dir.display(), %error, "take the mount of a killed litefs away");
+        }
+    }
+}
+
+/// Whether a process was killed and has not ended yet (proc(5): a zombie leader with threads left, or SIGKILL pending).
+fn is_dying(pid: u32) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    status.lines().any(|line| match line.split_once(':') {
+        Some(("State", state)) => state.trim().starts_with(['Z', 'X']),
+        Some(("SigPnd", pending)) => {
+            u64::from_str_radix(pending.trim(), 16).is_ok_and(|bits| bits >> (libc::SIGKILL - 1) & 1 == 1)
+        }
+        _ => false,
+    })
 }
 
 async fn start_mount(
@@ -297,4 +330,22 @@ fn show_primary_changes(node: &Arc<Node>, kernel: Arc<dyn litefs::Kernel>) {
             let _ = tokio::task::spawn_blocking(move || kernel.special_changed(None)).await;
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_dying;
+
+    #[test]
+    fn a_killed_process_that_nobody_waited_for_is_dying_and_a_living_one_is_not() {
+        assert!(!is_dying(std::process::id()));
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep");
+        assert!(!is_dying(child.id()));
+        child.kill().expect("kill");
+        while !is_dying(child.id()) {
+            std::thread::yield_now();
+        }
+        child.wait().expect("wait");
+        assert!(!is_dying(child.id()));
+    }
 }
