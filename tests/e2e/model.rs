@@ -19,12 +19,13 @@ fn seeds() -> std::ops::Range<u64> {
 }
 
 /// Starts a writer whose acknowledged numbers go to a file of the node's folder.
-fn start_writer(node: &Node, writer: u64, seed: u64, mode: &str) -> Child {
+fn start_writer(node: &Node, writer: u64, seed: u64, mode: &str, node_first: bool) -> Child {
     let acknowledged = File::create(node.folder().join(format!("acked-{writer}"))).expect("create");
     Command::new("python3")
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/writer.py"))
         .arg(node.db("a.db"))
         .args([writer.to_string(), seed.to_string(), mode.to_owned()])
+        .arg(if node_first { "rewinds" } else { "-" })
         .stdin(Stdio::null())
         .stdout(acknowledged)
         .stderr(Stdio::null())
@@ -47,8 +48,9 @@ fn run(seed: u64) {
     cli(&primary.db("a.db"), &schema).expect("create");
     for round in 0..3 {
         let first = round * WRITERS;
-        let mut writers: Vec<Child> =
-            (first..first + WRITERS).map(|writer| start_writer(&primary, writer, seed * 100 + writer, mode)).collect();
+        let node_first = random.bool();
+        let start = |writer| start_writer(&primary, writer, seed * 100 + writer, mode, node_first);
+        let mut writers: Vec<Child> = (first..first + WRITERS).map(start).collect();
         let enough = 5 + random.u64(0..30);
         let begun = Instant::now();
         eventually("the writers write", || {
@@ -56,7 +58,6 @@ fn run(seed: u64) {
             let total: u64 = (first..first + WRITERS).map(|writer| acknowledged(&primary, writer)).sum();
             (total >= enough || (slow && total > 0)).then_some(())
         });
-        let node_first = random.bool();
         if node_first {
             primary.kill();
         }
