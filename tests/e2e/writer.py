@@ -2,6 +2,7 @@
 import random
 import sqlite3
 import sys
+import time
 
 path, writer, seed, mode, rewinds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5] == "rewinds"
 rng = random.Random(seed)
@@ -32,3 +33,4 @@ while True:
     db.execute("INSERT INTO acked VALUES(?, ?)", (writer, number))
     db.execute("COMMIT")
     print(number, flush=True)
+    time.sleep(0.001)  # SQLite's waiting is not fair: the others get their turn

@@ -5,15 +5,16 @@ use std::process::Child;
 
 use crate::harness::{Node, python, read_line, sqlite3};
 
-/// Inserts rows for ever and prints each one's number when it is committed.
-pub const WRITER: &str = "import sqlite3,sys,os\n\
+/// Inserts rows for ever and prints each one's number when it is committed. Leaves the others a moment after each: SQLite's
+/// waiting is not fair, and one writer could keep the lock until its pipe is full.
+pub const WRITER: &str = "import sqlite3,sys,os,time\n\
      c=sqlite3.connect(sys.argv[1],timeout=60,isolation_level=None)\nwho=sys.argv[2]\ni=0\n\
      while True:\n\
      \x20c.execute('BEGIN IMMEDIATE')\n\
      \x20c.execute('INSERT INTO t VALUES(?,?,hex(randomblob(200)))',(who,i))\n\
      \x20c.execute('UPDATE t SET y=hex(randomblob(100)) WHERE rowid%7=?',(i%7,)) if i%5==0 else None\n\
      \x20c.execute('COMMIT')\n\
-     \x20print(i,flush=True)\n\x20i+=1";
+     \x20print(i,flush=True)\n\x20i+=1\n\x20time.sleep(0.002)";
 
 fn kill(mut child: Child) {
     child.kill().expect("kill");
