@@ -22,6 +22,11 @@ case $target in # the original's files are good seeds
   wire) find ../tests/golden \( -name 'stream-*.bin' -o -name 'posmap-*.bin' \) -exec cp -n {} "$corpus/" \; ;;
   header) find ../tests/golden -name database -exec sh -c 'head -c 100 "$1" >"$2/$(cksum <"$1" | cut -d" " -f1)"' _ {} "$corpus" \; ;;
   wal) find ../tests/golden -name wal -exec cp -n {} "$corpus/" \; ;;
+  token)
+    printf '%s' '000000000000002a&jobs.db=000000000000002b' >"$corpus/header"
+    printf '%s' 'a=b; __txid=000000000000002a; __txids="jobs.db=000000000000002b&x%20y=0000000000000001"' >"$corpus/cookies"
+    ;;
+  fly_replay) printf '%s' 'instance=3d8d9014b32d89;region=fra;app=x;state=k=v;elsewhere=true' >"$corpus/all" ;;
   wal_index) find ../tests/golden -name shm -exec cp -n {} "$corpus/" \; ;;
 esac
 exec "${CARGO_TARGET_DIR:-target}/$host/release/$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 \

@@ -11,6 +11,7 @@ use http::HeaderMap;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use crate::client::{ClientState, RequestGuard};
 use crate::metrics::Held;
@@ -19,24 +20,42 @@ use crate::upstream::DrivenBody;
 /// Why a body ended before its end.
 pub(crate) type BodyError = Box<dyn StdError + Send + Sync>;
 
+/// Who is told that a request's body has been read to its end (`proxy.read-timeout`).
+#[derive(Clone)]
+pub(crate) enum ReadClock {
+    /// The connection: HTTP/1.1 reads one body at a time.
+    Connection(Arc<ClientState>),
+    /// The request alone, of an HTTP/2 stream.
+    Stream(CancellationToken),
+}
+
+impl ReadClock {
+    fn stop(&self) {
+        match self {
+            Self::Connection(client) => client.body_ended(),
+            Self::Stream(complete) => complete.cancel(),
+        }
+    }
+}
+
 /// A request's body, as it goes to the application or to the primary.
 pub(crate) enum RequestBody {
     Empty,
-    /// Straight from the client. The state is told when it is complete (`proxy.read-timeout`).
-    Client(Incoming, Arc<ClientState>),
+    /// Straight from the client.
+    Client(Incoming, ReadClock),
     /// One attempt at sending a [`ReplayableBody`].
     Replayable(ReplayCursor),
 }
 
 impl RequestBody {
     /// The client's body; [`RequestBody::Empty`] when there is none.
-    pub fn from_client(body: Incoming, client: &Arc<ClientState>) -> Self {
+    pub fn from_client(body: Incoming, client: &Arc<ClientState>, complete: Option<CancellationToken>) -> Self {
         if body.is_end_stream() {
-            Self::Empty
-        } else {
-            client.body_started();
-            Self::Client(body, Arc::clone(client))
+            return Self::Empty;
         }
+        client.body_started();
+        let connection = || ReadClock::Connection(Arc::clone(client));
+        Self::Client(body, complete.map_or_else(connection, ReadClock::Stream))
     }
 }
 
@@ -47,10 +66,10 @@ impl Body for RequestBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Client(body, client) => {
+            Self::Client(body, clock) => {
                 let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
                 if frame.is_none() || body.is_end_stream() {
-                    client.body_ended();
+                    clock.stop();
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
             }
@@ -82,7 +101,7 @@ pub(crate) struct ReplayableBody(Arc<Mutex<Kept>>);
 
 struct Kept {
     incoming: Incoming,
-    client: Arc<ClientState>,
+    clock: ReadClock,
     chunks: Vec<Bytes>,
     bytes: usize,
     bytes_max: usize,
@@ -92,11 +111,10 @@ struct Kept {
 }
 
 impl ReplayableBody {
-    pub fn new(incoming: Incoming, client: &Arc<ClientState>, bytes_max: usize) -> Self {
-        client.body_started();
+    pub fn new(incoming: Incoming, clock: ReadClock, bytes_max: usize) -> Self {
         Self(Arc::new(Mutex::new(Kept {
             incoming,
-            client: Arc::clone(client),
+            clock,
             chunks: Vec::new(),
             bytes: 0,
             bytes_max,
@@ -163,7 +181,7 @@ impl Kept {
         let frame = match frame {
             None => {
                 self.complete = true;
-                self.client.body_ended();
+                self.clock.stop();
                 return None;
             }
             Some(Err(error)) => {

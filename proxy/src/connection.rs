@@ -10,14 +10,14 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
 use crate::client::{ClientIo, ClientState};
 use crate::config::ProxySettings;
 use crate::handler;
-use crate::metrics::Held;
+use crate::metrics::{Held, ProxyMetrics};
 use crate::server::Worker;
 
 /// Most header fields of a request.
@@ -68,7 +68,8 @@ pub(crate) async fn serve(worker: Arc<Worker>, mut stream: TcpStream, peer: Sock
         })
     };
     let result = if h2 {
-        let connection = http2::Builder::new(TokioExecutor::new())
+        let streams = StreamExecutor { limit: limits.write_timeout, metrics: Arc::clone(&metrics) };
+        let connection = http2::Builder::new(streams)
             .timer(TokioTimer::new())
             .keep_alive_interval(KEEPALIVE)
             .max_concurrent_streams(H2_STREAMS_MAX)
@@ -87,6 +88,30 @@ pub(crate) async fn serve(worker: Arc<Worker>, mut stream: TcpStream, peer: Sock
     if let Err(error) = result {
         metrics.connection_errors.inc();
         tracing::debug!(%peer, %error, "client connection ended with an error");
+    }
+}
+
+/// Runs the streams of an HTTP/2 connection, each at most for `proxy.write-timeout`: one whose client takes no bytes is
+/// reset, the others go on. (HTTP/1.1 has its connection's timer.)
+#[derive(Clone)]
+struct StreamExecutor {
+    /// Zero: none.
+    limit: Duration,
+    metrics: Arc<ProxyMetrics>,
+}
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for StreamExecutor {
+    fn execute(&self, stream: F) {
+        if self.limit.is_zero() {
+            tokio::spawn(stream);
+            return;
+        }
+        let (limit, metrics) = (self.limit, Arc::clone(&self.metrics));
+        tokio::spawn(async move {
+            if tokio::time::timeout(limit, stream).await.is_err() {
+                metrics.timeouts.inc();
+            }
+        });
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{Method, Request, Response, Uri};
+use http::{Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 
 use crate::answer::Answer;
@@ -30,6 +30,9 @@ pub(crate) async fn handle(
     let in_flight = Held::new(&shared.metrics.in_flight);
     let line = LogLine::begin(shared, &request);
     let answer = match request::receive(request, client, &shared.name) {
+        Ok(received) if received.body_complete.is_some() && !shared.config.settings.read_timeout.is_zero() => {
+            Box::pin(serve_in_time(worker, client, received)).await
+        }
         Ok(received) => serve(worker, client, received).await,
         Err(rejected) => *rejected,
     };
@@ -40,9 +43,30 @@ pub(crate) async fn handle(
     answer.response.map(|body| AnswerBody::new(body, guard, in_flight))
 }
 
+/// An HTTP/2 stream under `proxy.read-timeout`: its body must be complete by then, or the answer have begun.
+/// (HTTP/1.1 has its connection's timer.)
+async fn serve_in_time(worker: &Arc<Worker>, client: &Arc<ClientState>, request: Received) -> Answer {
+    let complete = request.body_complete.clone().unwrap_or_default();
+    let limit = worker.shared.config.settings.read_timeout;
+    let too_slow = async {
+        if tokio::time::timeout(limit, complete.cancelled()).await.is_ok() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        answer = serve(worker, client, request) => answer,
+        () = too_slow => {
+            worker.shared.metrics.timeouts.inc();
+            Answer::bad_request(StatusCode::REQUEST_TIMEOUT, "the request's body takes too long")
+        }
+    }
+}
+
 async fn serve(worker: &Arc<Worker>, client: &Arc<ClientState>, request: Received) -> Answer {
     let shared = &worker.shared;
-    let route = route(&shared.config, &request, &shared.role.borrow(), shared.positions.as_ref());
+    let (positions, cluster) = (shared.positions.as_ref(), shared.cluster.as_ref());
+    let route = route(&shared.config, &request, &shared.role.borrow(), positions, cluster);
     let to_application = |request, keep_body| Outgoing::new(worker, client, request, keep_body);
     match route {
         Route::Passthrough => {

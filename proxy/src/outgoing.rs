@@ -66,10 +66,10 @@ impl Outgoing {
             headers.insert(header::UPGRADE, protocol.clone());
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         }
-        let body = match RequestBody::from_client(request.body, client) {
+        let body = match RequestBody::from_client(request.body, client, request.body_complete) {
             RequestBody::Empty => Source::Empty,
-            RequestBody::Client(body, client) if keep_body => {
-                Source::Kept(ReplayableBody::new(body, &client, settings.replay_buffer))
+            RequestBody::Client(body, clock) if keep_body => {
+                Source::Kept(ReplayableBody::new(body, clock, settings.replay_buffer))
             }
             body => Source::Once(Some(body)),
         };

@@ -2,11 +2,13 @@
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
+use tokio_util::sync::CancellationToken;
 
 use crate::answer::Answer;
 use crate::client::ClientState;
+use crate::connection::HEADERS_MAX;
 use crate::forwarded;
 use crate::headers::{self, HOP, TXID};
 use crate::token::{self, Token};
@@ -20,6 +22,8 @@ pub(crate) struct Received {
     pub target: PathAndQuery,
     pub headers: HeaderMap,
     pub body: Incoming,
+    /// Cancelled when the body has been read to its end; only for a body that comes on an HTTP/2 stream.
+    pub body_complete: Option<CancellationToken>,
     /// What the client has seen.
     pub token: Token,
     /// The protocol the client wants to change to, and the client's side of that.
@@ -57,6 +61,10 @@ pub(crate) fn receive(
     if request.uri().path_and_query().is_some_and(|target| target.as_str().len() > URI_BYTES_MAX) {
         return Err(bad(StatusCode::URI_TOO_LONG, "the request target is too long"));
     }
+    // HTTP/1.1 has been checked by its parser; HTTP/2 is limited in bytes only.
+    if request.headers().len() > HEADERS_MAX {
+        return Err(bad(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too many header fields"));
+    }
     if headers::list(request.headers(), header::VIA).any(|hop| hop.ends_with(own_name)) {
         return Err(bad(StatusCode::LOOP_DETECTED, "this request has been here before"));
     }
@@ -76,6 +84,7 @@ pub(crate) fn receive(
         trailers: headers::lists(&headers, header::TE, "trailers"),
         grpc: is_h2 && content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")),
         secure: forwarded::client_uses_tls(&headers, client),
+        body_complete: (is_h2 && !body.is_end_stream()).then(CancellationToken::new),
         headers,
         body,
     })

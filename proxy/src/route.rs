@@ -1,10 +1,12 @@
 //! Route: where a request goes, from what is known without waiting for anything.
 
+use std::time::Instant;
+
 use http::Method;
 use litefs::{DbName, Txid};
 
 use crate::config::ProxyConfig;
-use crate::node::{Positions, Role};
+use crate::node::{Cluster, Positions, Role};
 use crate::request::Received;
 use crate::token::Token;
 
@@ -29,7 +31,13 @@ pub(crate) enum Route {
 }
 
 /// Decides. The order is LiteFS's: a passthrough glob also wins over the health check.
-pub(crate) fn route(config: &ProxyConfig, request: &Received, role: &Role, positions: &dyn Positions) -> Route {
+pub(crate) fn route(
+    config: &ProxyConfig,
+    request: &Received,
+    role: &Role,
+    positions: &dyn Positions,
+    cluster: &dyn Cluster,
+) -> Route {
     let path = request.target.path();
     if config.passthrough.matches(path) {
         return Route::Passthrough;
@@ -38,7 +46,12 @@ pub(crate) fn route(config: &ProxyConfig, request: &Received, role: &Role, posit
         return Route::Health;
     }
     if *role == Role::Primary {
-        return Route::Primary;
+        // A node that has lost its lease and does not know yet: what the client has seen may come from its successor.
+        // Under a valid lease nobody else has written, and this node is the authority also for what it never reached.
+        let overtaken = request.is_read()
+            && first_missing(config, &request.token, positions).is_some()
+            && !cluster.lease_covers(Instant::now());
+        return if overtaken { Route::Wait } else { Route::Primary };
     }
     if !request.is_read() || config.always_forward.matches(path) {
         return Route::NeedsPrimary;

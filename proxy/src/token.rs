@@ -138,8 +138,9 @@ fn parse_others(text: &str, token: &mut Token) {
 #[must_use]
 pub fn strip_cookies(value: &[u8]) -> Stripped {
     let ours = |part: &[u8]| {
-        let name = part.split(|&b| b == b'=').next().unwrap_or(part).trim_ascii();
-        name == COOKIE.as_bytes() || name == COOKIE_OTHERS.as_bytes()
+        let name = part.split(|&b| b == b'=').next().unwrap_or(part);
+        // Any white space, as the parser sees it: what counts as a token must not reach the application.
+        std::str::from_utf8(name).is_ok_and(|name| matches!(name.trim(), COOKIE | COOKIE_OTHERS))
     };
     if !value.split(|&b| b == b';').any(ours) {
         return Stripped::Unchanged;
@@ -227,6 +228,7 @@ mod tests {
         assert_eq!(strip_cookies(b"__txid=000000000000000a"), Stripped::Empty);
         assert_eq!(strip_cookies(b"a=b;__txid=0; c=d; __txids=x"), Stripped::Rest(b"a=b; c=d".to_vec()));
         assert_eq!(strip_cookies(b"a=__txid; __txidx=1"), Stripped::Unchanged);
+        assert_eq!(strip_cookies("\u{a0}__txid\u{b}=000000000000000a".as_bytes()), Stripped::Empty);
     }
 
     #[test]

@@ -11,6 +11,9 @@ use crate::route::first_missing;
 use crate::server::Shared;
 use crate::token::Token;
 
+/// Between two looks whether a lease that had run out is valid again.
+const RENEWAL_LOOK: Duration = Duration::from_millis(100);
+
 /// A place among the waiting requests, of which there are at most `proxy.max-waiting`.
 struct Place<'a> {
     _permit: SemaphorePermit<'a>,
@@ -53,7 +56,7 @@ pub(crate) enum Reached {
 
 /// Waits for what the client has seen: `proxy.replica-wait`, and longer only while there is no primary to ask instead.
 pub(crate) async fn for_position(shared: &Shared, token: &Token) -> Reached {
-    let Some(_place) = Place::take(shared) else { return ask(&shared.role.borrow()) };
+    let Some(_place) = Place::take(shared) else { return ask(shared) };
     let settings = &shared.config.settings;
     let mut role = shared.role.clone();
     let reached = async {
@@ -66,23 +69,48 @@ pub(crate) async fn for_position(shared: &Shared, token: &Token) -> Reached {
     tokio::select! {
         biased;
         () = &mut reached => return Reached::Here,
-        () = until(&mut role, |role| *role == Role::Primary) => return Reached::WePrimary,
+        () = until(&mut role, |role| *role == Role::Primary && shared.cluster.lease_covers(std::time::Instant::now())) => {
+            return Reached::WePrimary;
+        }
         () = tokio::time::sleep_until(begin + settings.replica_wait) => {}
     }
     let patience = settings.primary_redirect_timeout.max(settings.replica_wait);
     tokio::select! {
         biased;
         () = &mut reached => Reached::Here,
-        () = until(&mut role, |role| *role != Role::NoPrimary) => ask(&shared.role.borrow()),
+        asked = until_somebody(shared, &mut role) => asked,
         () = tokio::time::sleep_until(begin + patience) => Reached::Nobody,
     }
 }
 
-fn ask(role: &Role) -> Reached {
-    match role {
-        Role::Primary => Reached::WePrimary,
+/// Who can be asked now.
+fn ask(shared: &Shared) -> Reached {
+    match &*shared.role.borrow() {
+        Role::Primary if shared.cluster.lease_covers(std::time::Instant::now()) => Reached::WePrimary,
         Role::Replica(_) => Reached::AskPrimary,
-        Role::NoPrimary => Reached::Nobody,
+        Role::Primary | Role::NoPrimary => Reached::Nobody,
+    }
+}
+
+/// Sleeps until the role is one that answers. A node that takes itself for the primary without a lease learns better,
+/// or renews the lease: the one shows as a change of the role, the other is looked for.
+async fn until_somebody(shared: &Shared, role: &mut watch::Receiver<Role>) -> Reached {
+    loop {
+        match ask(shared) {
+            Reached::Nobody => {}
+            found => return found,
+        }
+        let unsure = *role.borrow_and_update() == Role::Primary;
+        let changed = async {
+            if role.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        if unsure {
+            let _ = tokio::time::timeout(RENEWAL_LOOK, changed).await;
+        } else {
+            changed.await;
+        }
     }
 }
 

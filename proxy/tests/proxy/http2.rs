@@ -2,10 +2,13 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, StreamBody};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
+use hyper::client::conn::http2::SendRequest;
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -128,4 +131,88 @@ async fn grpc_calls_keep_their_trailers_also_through_a_replica() {
         assert_eq!(trailers.get("te-was").expect("te"), "trailers");
         assert_eq!(trailers.get("client-trailer-was").expect("client's trailer"), "ct");
     }
+}
+
+type AnyBody = BoxBody<Bytes, Infallible>;
+
+/// One HTTP/2 connection whose streams may get `window` bytes before the client has read them.
+async fn connect(proxy: &Running, window: u32) -> SendRequest<AnyBody> {
+    let stream = tokio::net::TcpStream::connect(proxy.addr).await.expect("connect");
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let builder = builder.initial_stream_window_size(window).initial_connection_window_size(1 << 20);
+    let (sender, driver) = builder.handshake(TokioIo::new(stream)).await.expect("handshake");
+    tokio::spawn(driver);
+    sender
+}
+
+fn get(path: &str) -> Request<AnyBody> {
+    Request::get(format!("http://a.example{path}")).body(Empty::new().boxed()).expect("request")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_body_costs_its_stream_only() {
+    let (node, app) = (Node::new(Role::Primary), App::saying("fine").await);
+    let limits = ProxySettings { read_timeout: Duration::from_millis(50), ..settings(app.addr) };
+    let proxy = start(&node, limits);
+    let mut client = connect(&proxy, 1 << 16).await;
+    let never = StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, Infallible>>());
+    let slow = Request::post("http://a.example/slow").body(never.boxed()).expect("request");
+    let answer = within(client.send_request(slow)).await.expect("answer");
+    assert_eq!(answer.status(), 408);
+    let whole = Request::post("http://a.example/").body(Full::from("x=1").boxed()).expect("request");
+    assert_eq!(within(client.send_request(whole)).await.expect("answer").status(), 200);
+    assert_eq!(within(client.send_request(get("/"))).await.expect("answer").status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_its_client_does_not_take_is_reset_after_the_write_timeout() {
+    let node = Node::new(Role::Primary);
+    let app = App::start(|request| ok(&"x".repeat(if request.target == "/large" { 1 << 20 } else { 1 }))).await;
+    let proxy = start(&node, ProxySettings { write_timeout: Duration::from_millis(300), ..settings(app.addr) });
+    let mut client = connect(&proxy, 1000).await;
+    let large = within(client.send_request(get("/large"))).await.expect("answer");
+    eventually("the stream is given up", || proxy.metrics.in_flight_now() == 0).await;
+    assert!(within(large.into_body().collect()).await.is_err(), "the end is no end");
+    let small = within(client.send_request(get("/"))).await.expect("answer");
+    assert_eq!(within(small.into_body().collect()).await.expect("body").to_bytes(), "x");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_are_limited_in_number_and_size() {
+    let (node, app) = (Node::new(Role::Primary), App::saying("fine").await);
+    let proxy = start(&node, settings(app.addr));
+    let mut client = connect(&proxy, 1 << 16).await;
+    let mut many = get("/");
+    for index in 0..200 {
+        let name = hyper::header::HeaderName::try_from(format!("x-{index}")).expect("name");
+        many.headers_mut().insert(name, "1".parse().expect("value"));
+    }
+    assert_eq!(within(client.send_request(many)).await.expect("answer").status(), 431);
+    let target = format!("/{}", "a".repeat(17 << 10));
+    assert_eq!(within(client.send_request(get(&target))).await.expect("answer").status(), 414);
+    let mut long = get("/");
+    for index in 0..20 {
+        let name = hyper::header::HeaderName::try_from(format!("x-{index}")).expect("name");
+        long.headers_mut().insert(name, "v".repeat(8 << 10).parse().expect("value"));
+    }
+    // Refused by an answer, or by the end of the connection when it goes on and on.
+    assert!(within(client.send_request(long)).await.is_ok_and(|answer| answer.status() == 431) || app.count() == 0);
+    assert_eq!(app.count(), 0);
+    let mut again = connect(&proxy, 1 << 16).await;
+    assert_eq!(within(again.send_request(get("/"))).await.expect("answer").status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_or_nonsensical_connection_is_closed() {
+    let (node, app) = (Node::new(Role::Primary), App::saying("fine").await);
+    let proxy = start(&node, ProxySettings { idle_timeout: Duration::from_millis(50), ..settings(app.addr) });
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    // A settings frame, then a header block that never ends; a frame longer than allowed; nothing at all.
+    let begun = [&preface[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0], &[0, 0, 1, 1, 0, 0, 0, 0, 1, 0x82]].concat();
+    let huge = [&preface[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0], &[0xff; 64]].concat();
+    for bytes in [begun, huge, preface.to_vec()] {
+        // It ends: `raw` reads until then.
+        raw(proxy.addr, &bytes).await;
+    }
+    assert_eq!(curl(&[&proxy.url("/litefs/health")]).await.status, 200);
 }

@@ -65,15 +65,17 @@ async fn the_primary_is_the_authority_also_for_a_position_it_never_reached() {
     let node = Node::new(Role::Primary);
     node.advance("app.db", 3);
     let app = App::saying("ok").await;
-    let proxy = start(&node, settings(app.addr));
+    let short = std::time::Duration::from_millis(50);
+    let limits = ProxySettings { replica_wait: short, primary_redirect_timeout: short, ..settings(app.addr) };
+    let proxy = start(&node, limits);
     let got = curl(&["-b", "__txid=ffffffffffffffff", &proxy.url("/")]).await;
     assert_eq!(got.status, 200);
     // The client is told what is true, so that replicas do not have to wait for what never comes.
     assert_eq!(got.header("litefs-txid"), Some("0000000000000003"));
-    // But not by a node whose lease may be gone.
+    // But not by a node whose lease may be gone: another one may have got there.
     node.lease.store(false, Ordering::SeqCst);
     let got = curl(&["-b", "__txid=ffffffffffffffff", &proxy.url("/")]).await;
-    assert_eq!((got.status, got.header("litefs-txid")), (200, None));
+    assert_eq!((got.status, got.header("litefs-txid")), (504, None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,4 +140,31 @@ async fn the_application_cannot_forge_what_only_the_proxy_says() {
     for name in ["litefs-txid", "litefs-hop", "litefs-outcome"] {
         assert_eq!(got.header(name), None, "{name}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_without_a_lease_does_not_answer_reads_that_are_ahead_of_it() {
+    let node = Node::new(Role::Primary);
+    node.advance("app.db", 5);
+    node.lease.store(false, std::sync::atomic::Ordering::SeqCst);
+    let (old, new_app) = (App::saying("stale").await, App::saying("fresh").await);
+    let new_node = Node::new(Role::Primary);
+    new_node.advance("app.db", 6);
+    let new = start(&new_node, settings(new_app.addr));
+    let short = ProxySettings { replica_wait: std::time::Duration::from_millis(50), ..settings(old.addr) };
+    let proxy = start(&node, short);
+    // What it has it may show.
+    let got = curl(&["-H", "Litefs-Txid: 0000000000000005", &proxy.url("/")]).await;
+    assert_eq!((got.status, got.body.as_str()), (200, "stale"));
+    let url = proxy.url("/");
+    let read = tokio::spawn(async move { curl(&["-H", "Litefs-Txid: 0000000000000006", &url]).await });
+    eventually("the read waits", || proxy.metrics.waiting_now() == 1).await;
+    node.set_role(new.as_primary());
+    let got = read.await.expect("curl");
+    assert_eq!((got.status, got.body.as_str()), (200, "fresh"));
+    // With a lease again it is the authority.
+    node.set_role(Role::Primary);
+    node.lease.store(true, std::sync::atomic::Ordering::SeqCst);
+    let got = curl(&["-H", "Litefs-Txid: 0000000000000009", &proxy.url("/")]).await;
+    assert_eq!((got.status, got.header("litefs-txid")), (200, Some("0000000000000005")));
 }
