@@ -1,7 +1,8 @@
-"""A small application behind the proxy: POST /<text> inserts a row, GET / counts them, GET /where names the node."""
+"""A small application behind the proxy: POST /<text> inserts a row, GET / counts them, POST /slow says so in a file first."""
 import http.server
 import sqlite3
 import sys
+import time
 
 database, port, name = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 
@@ -26,6 +27,9 @@ class App(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path == "/slow":
+            open(f"{name}-slow", "w").close()
+            time.sleep(0.05)
         try:
             self.run("INSERT INTO t VALUES(?)", self.path)
             self.answer(200, "done")

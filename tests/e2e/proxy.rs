@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use litefs_lease::testing::ConsulServer;
 use litefs_tests::http::{Answer, request};
 use litefs_tests::node::free_port;
 use litefs_tests::sqlite::cli;
-use litefs_tests::{Node, NodeConfig, eventually};
+use litefs_tests::{Node, NodeConfig, eventually, wait_until};
 
 /// A node with an application behind its proxy.
 struct Site {
@@ -86,4 +87,27 @@ fn a_write_without_a_primary_waits_and_then_fails_with_503() {
     primary.node.wait_ready();
     primary.wait_up();
     eventually("writes go on", || replica.request("POST", "/row", &[]).ok().filter(|answer| answer.status == 200));
+}
+
+#[test]
+fn a_write_in_flight_ends_before_a_stopping_primary_closes_its_fence() {
+    let consul = ConsulServer::start().expect("consul");
+    let lease = format!("  type: consul\n  hostname: 127.0.0.1\n  consul:\n    url: {}\n    key: e2e/stop\n", consul.url());
+    let mut site = Site::start("node", lease);
+    cli(&site.node.db("a.db"), "PRAGMA journal_mode=WAL; CREATE TABLE t(x)").expect("create");
+    let begun = site.node.folder().join("node-slow");
+    // It has half a second for that: one attempt is enough unless the machine stands still.
+    let written = (0..5).any(|_| {
+        site.wait_up();
+        let url = format!("http://127.0.0.1:{}/slow", site.proxy);
+        let write = std::thread::spawn(move || request("POST", &url, &[], b""));
+        wait_until("the application has the request", &true, || begun.exists());
+        site.node.stop();
+        std::fs::remove_file(&begun).expect("remove");
+        let answer = write.join().expect("the client");
+        site.node.launch();
+        site.node.wait_ready();
+        answer.is_ok_and(|answer| answer.status == 200)
+    });
+    assert!(written, "every attempt was refused");
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,8 @@ use crate::config::{Config, LeaseType};
 const READY_POLL: Duration = Duration::from_millis(20);
 /// Between two looks at who still uses the data directory.
 const HOLDER_POLL: Duration = Duration::from_millis(200);
+/// How long requests that are in flight when a primary stops may go on before its fence closes.
+const REQUESTS_AT_MOST: Duration = Duration::from_millis(500);
 /// How long mount and address of a process that was killed may still seem to be in use.
 const DYING_AT_MOST: Duration = Duration::from_secs(5);
 
@@ -123,14 +126,22 @@ impl Running {
         self.is_ready = true;
     }
 
-    /// The end begins: no new requests; the lease goes at once to whoever is next. A static lease goes to nobody, so
-    /// the application may write until it has ended.
+    /// The end begins: no new requests; the lease goes to whoever is next. A static lease goes to nobody, so the application
+    /// may write until it has ended.
+    ///
+    /// A write in flight that finds the fence closed is `SQLITE_BUSY` for as long as its application cares to wait, and then an
+    /// error to its client. So the requests in flight end first; those that take long do not hold the lease up.
     pub async fn drain(&mut self) {
-        let drained = self.proxy.take().map(RunningProxy::drain);
+        let proxy = self.proxy.take().map(RunningProxy::drain);
+        let mut drained = pin!(async { if let Some(drained) = proxy { drained.await } });
+        let mut is_drained = false;
         if self.lease == LeaseType::Consul {
+            if self.node.role().state().role == Role::Primary {
+                is_drained = tokio::time::timeout(REQUESTS_AT_MOST, &mut drained).await.is_ok();
+            }
             self.node.stop().await;
         }
-        if let Some(drained) = drained {
+        if !is_drained {
             drained.await;
         }
     }
