@@ -28,7 +28,8 @@ impl Default for Lag {
 impl Lag {
     /// Everything up to `timestamp_ms` (the primary's clock) has been applied.
     pub fn in_sync_at(&self, timestamp_ms: i64) {
-        self.in_sync_at.fetch_max(timestamp_ms, Ordering::Relaxed);
+        // A primary whose clock was ahead for a while must not hide what comes later.
+        self.in_sync_at.fetch_max(timestamp_ms.min(now_ms()), Ordering::Relaxed);
         self.synced.send_if_modified(|synced| !std::mem::replace(synced, true));
     }
 
@@ -57,9 +58,13 @@ mod tests {
     fn it_is_huge_before_the_first_sync_and_never_negative() {
         let lag = Lag::default();
         assert_eq!(lag.ms(), LAG_NEVER_MS);
-        lag.in_sync_at(now_ms() + 60_000);
-        assert_eq!(lag.ms(), 0);
+        lag.in_sync_at(now_ms() - 60_000);
+        let ms = lag.ms();
+        assert!((60_000..LAG_NEVER_MS).contains(&ms));
+        lag.in_sync_at(now_ms() + 3_600_000);
+        assert!(lag.ms() < ms, "never negative");
+        assert!(lag.in_sync_at.load(Ordering::Relaxed) <= now_ms(), "a clock that is ahead counts as now");
         lag.in_sync_at(1);
-        assert_eq!(lag.ms(), 0, "an older timestamp does not take it back");
+        assert!(lag.ms() < ms, "an older timestamp does not take it back");
     }
 }

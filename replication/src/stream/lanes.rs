@@ -116,6 +116,9 @@ impl Read for InputReader {
     }
 }
 
+/// Something whose end tells.
+pub(crate) type Mark = Arc<dyn Any + Send + Sync>;
+
 /// One thing to do, in order.
 pub(crate) enum Job {
     Apply {
@@ -123,6 +126,8 @@ pub(crate) enum Job {
         db: DbName,
         header: Header,
         input: Input,
+        /// Dropped when it has been applied, or has failed and the connection knows.
+        mark: Option<Mark>,
     },
     Drop {
         connection: Arc<Connection>,
@@ -130,7 +135,7 @@ pub(crate) enum Job {
     },
     /// Dropped when everything before it is done; put the same into all lanes to learn of all.
     Mark {
-        _mark: Arc<dyn Any + Send + Sync>,
+        _mark: Mark,
     },
 }
 
@@ -179,7 +184,7 @@ impl Lanes {
     }
 
     /// Drops `mark` when everything queued so far is done.
-    pub(crate) async fn mark(&self, mark: Arc<dyn Any + Send + Sync>) {
+    pub(crate) async fn mark(&self, mark: Mark) {
         for lane in &self.lanes {
             let _ = lane.send(Job::Mark { _mark: mark.clone() }).await;
         }
@@ -196,18 +201,18 @@ impl Lanes {
 
 impl LaneParts {
     fn run(&self, job: Job) {
-        let (connection, db, result) = match job {
+        let (connection, db, result, _mark) = match job {
             Job::Mark { .. } => return,
-            Job::Apply { connection, db, header, input } => {
+            Job::Apply { connection, db, header, input, mark } => {
                 if connection.has_failed(&db) {
                     return;
                 }
                 let result = guarded(|| self.apply(&db, &header, input));
-                (connection, db, result)
+                (connection, db, result, mark)
             }
             Job::Drop { connection, db } => {
                 let result = guarded(|| self.drop_database(&db));
-                (connection, db, result)
+                (connection, db, result, None)
             }
         };
         match result {

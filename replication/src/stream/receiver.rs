@@ -13,7 +13,7 @@ use litefs::{DbName, Store};
 use litefs_lease::{LeaseId, PrimaryInfo};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use super::lanes::{Connection, Input, Job, Lanes, Pipe};
+use super::lanes::{Connection, Input, Job, Lanes, Mark, Pipe};
 use super::{SILENCE_MAX, now_ms};
 use crate::lag::Lag;
 use crate::peer::{Peer, full, query_escape};
@@ -222,10 +222,15 @@ impl Following<'_> {
 
     /// Moves the lag on when everything received so far has been applied.
     async fn in_sync_at(&self, timestamp_ms: i64) {
-        if self.ready {
-            let (lag, connection) = (self.receiver.lag.clone(), self.connection.clone());
-            self.receiver.lanes.mark(Arc::new(InSync { lag, connection, timestamp_ms })).await;
+        if let Some(mark) = self.in_sync(timestamp_ms) {
+            self.receiver.lanes.mark(mark).await;
         }
+    }
+
+    /// What moves the lag on when it is dropped; nothing before the first catch-up.
+    fn in_sync(&self, timestamp_ms: i64) -> Option<Mark> {
+        let (lag, connection) = (self.receiver.lag.clone(), self.connection.clone());
+        self.ready.then(|| Arc::new(InSync { lag, connection, timestamp_ms }) as Mark)
     }
 
     async fn chunk(&mut self, chunk: Bytes) -> Result<(), String> {
@@ -275,7 +280,9 @@ impl Following<'_> {
     }
 
     async fn queue(&self, db: DbName, header: Header, input: Input) {
-        let job = Job::Apply { connection: self.connection.clone(), db: db.clone(), header, input };
+        // A busy primary sends no heartbeats: then its transactions tell the time.
+        let mark = i64::try_from(header.timestamp_ms).ok().and_then(|timestamp_ms| self.in_sync(timestamp_ms));
+        let job = Job::Apply { connection: self.connection.clone(), db: db.clone(), header, input, mark };
         self.receiver.lanes.queue(&db, job).await;
     }
 

@@ -4,7 +4,7 @@ use bytes::{BufMut, BytesMut};
 use litefs::{Checksum, Pos, Txid};
 use litefs_replication::LAG_NEVER_MS;
 
-use crate::harness::{PATIENCE, Setup, TestNode, db_name, until};
+use crate::harness::{PATIENCE, Setup, TestNode, db_name, until, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_catches_up_and_follows() {
@@ -191,4 +191,23 @@ async fn a_position_can_be_waited_for() {
     assert_eq!(db_name("a.db").as_str(), "a.db");
     replica.stop().await;
     primary.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lag_moves_on_while_the_primary_is_too_busy_for_heartbeats() {
+    let primary = TestNode::primary().await;
+    primary.put("a.db", 1).await;
+    let replica = TestNode::replica_of(&primary.info).await;
+    until("first sync", || replica.node.lag_ms() < LAG_NEVER_MS).await;
+    let begun = std::time::Instant::now();
+    within("the lag is smaller than the time since the first sync", async {
+        let mut id = 1000;
+        while begun.elapsed() < std::time::Duration::from_secs(3)
+            || u128::try_from(replica.node.lag_ms()).expect("not negative") + 2000 > begun.elapsed().as_millis()
+        {
+            id += 1;
+            primary.write("a.db", &format!("INSERT INTO t VALUES ({id}, 'more')")).await;
+        }
+    })
+    .await;
 }
