@@ -1,50 +1,86 @@
 #!/usr/bin/env bash
-# Builds the images litefs, litefs-demo and litefs-consul.
+# Builds the images litefs, litefs-demo (and what the scenarios need of it) and litefs-consul.
 #
-#   images.sh            with a registry: from the Dockerfile's public base images
-#   images.sh --offline  without one: the base is made with debootstrap, the binary is built here
+#   images.sh                        with a registry: from the Dockerfile's public base images
+#   images.sh --offline              without one: the base is made with debootstrap, and litefs is built on this machine
+#                                    (LITEFS=/path/to/litefs: this one is taken)
+#   images.sh --offline --toolchain  the same, but litefs is built in the image, with this machine's Rust toolchain
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown)
-mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | head -n 1)
-release=$(. /etc/os-release && echo "$VERSION_CODENAME")
 
-# The base image: a minimal Debian, made from packages; the machine's own apt settings reach the mirror.
-base() {
+# A base image: a minimal Debian from packages, with the mirror that this machine uses.
+debian_base() {
   docker image inspect litefs-base >/dev/null 2>&1 && return
+  local mirror release
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | head -n 1)
+  release=$(. /etc/os-release && echo "$VERSION_CODENAME")
   command -v debootstrap >/dev/null || apt-get install -y -q --no-install-recommends debootstrap >/dev/null
-  debootstrap --variant=minbase --include=ca-certificates,fuse3,sqlite3,python3-minimal,python3 \
-    "$release" "$work/base" "$mirror" >"$work/debootstrap.log" 2>&1 ||
+  debootstrap --variant=minbase "$release" "$work/base" "$mirror" >"$work/debootstrap.log" 2>&1 ||
     { tail -n 30 "$work/debootstrap.log" >&2; exit 1; }
-  rm -rf "$work/base/var/cache/apt" "$work/base/var/lib/apt/lists"
+  rm -rf "$work"/base/var/cache/apt/* "$work"/base/var/lib/apt/lists/*
+  echo 'Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";' >"$work/base/etc/apt/apt.conf.d/no-cache"
   tar -C "$work/base" -c . | docker import - litefs-base >/dev/null
+  rm -rf "$work/base"
 }
 
-# Builds an image from a folder with the engine's own builder, which every engine has.
-build() { DOCKER_BUILDKIT=0 docker build -q -t "$@" >/dev/null; }
+# Builds with the engine's own builder, which every engine has; shows what it said when it failed.
+build() {
+  DOCKER_BUILDKIT=0 docker build -t "$@" >"$work/build.log" 2>&1 || { tail -n 50 "$work/build.log" >&2; exit 1; }
+}
 
-if [ "${1:-}" = --offline ]; then
-  base
-  (cd "$root" && cargo build --release --workspace --bin litefs)
-  target=$(cd "$root" && cargo metadata --no-deps --format-version 1 | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')
-  mkdir "$work/litefs" "$work/consul"
-  cp "$target/release/litefs" "$work/litefs/litefs"
-  printf 'FROM litefs-base\nCOPY litefs /usr/local/bin/litefs\nENTRYPOINT ["litefs", "mount"]\n' >"$work/litefs/Dockerfile"
-  build litefs "$work/litefs"
-  cp "$root"/integration/demo/{app.py,litefs.yml} "$work/litefs/"
-  printf '%s\n' 'FROM litefs' 'COPY app.py /app/app.py' 'COPY litefs.yml /etc/litefs.yml' \
-    'ENV DATABASE=/litefs/guestbook.db PORT=8081 RETENTION=10m' >"$work/litefs/Dockerfile"
-  build litefs-demo "$work/litefs"
-else
-  build litefs --build-arg "LITEFS_COMMIT=$commit" "$root"
-  build litefs-demo "$root/integration/demo"
-  mkdir "$work/consul"
-fi
-base
+# Builds $1 from the lines that follow, in an empty folder.
+build_from() {
+  mkdir -p "$work/empty"
+  printf '%s\n' "${@:2}" >"$work/empty/Dockerfile"
+  build "$1" "$work/empty"
+}
+
+# A base for the stage that compiles: this machine's toolchain and crates on Debian's compiler.
+toolchain_base() {
+  mkdir "$work/rust"
+  tar -C "$(rustc --print sysroot)" --exclude share/doc -cf "$work/rust/toolchain.tar" .
+  tar -C "${CARGO_HOME:-$HOME/.cargo}" -cf "$work/rust/crates.tar" registry
+  printf '%s\n' 'FROM litefs-base' \
+    'RUN apt-get update && apt-get install -y --no-install-recommends build-essential ca-certificates pkg-config' \
+    'ADD toolchain.tar /usr/local/rust' 'ADD crates.tar /usr/local/cargo' \
+    'ENV PATH=/usr/local/rust/bin:/usr/bin:/bin CARGO_HOME=/usr/local/cargo CARGO_NET_OFFLINE=true' >"$work/rust/Dockerfile"
+  build litefs-rust "$work/rust"
+  rm -rf "$work/rust"
+}
+
+case "$*" in
+  "") build litefs --build-arg "LITEFS_COMMIT=$commit" "$root" ;;
+  --offline)
+    debian_base
+    if [ -z "${LITEFS:-}" ]; then
+      (cd "$root" && cargo build --release --locked --workspace --bin litefs)
+      LITEFS=${CARGO_TARGET_DIR:-$root/target}/release/litefs
+    fi
+    mkdir "$work/litefs"
+    strip --strip-debug -o "$work/litefs/litefs" "$LITEFS"
+    cp "$root/Dockerfile" "$work/litefs/"
+    build litefs --target prebuilt --build-arg BASE_IMAGE=litefs-base "$work/litefs"
+    ;;
+  "--offline --toolchain")
+    debian_base
+    toolchain_base
+    build litefs --build-arg BASE_IMAGE=litefs-base --build-arg RUST_IMAGE=litefs-rust \
+      --build-arg "LITEFS_COMMIT=$commit" "$root"
+    ;;
+  *) echo "usage: images.sh [--offline [--toolchain]]" >&2 && exit 2 ;;
+esac
+build litefs-demo "$root/integration/demo"
+# What an upgrade goes to, and what a clock can be faked in.
+build_from litefs-demo:next 'FROM litefs-demo' 'LABEL release=next'
+build_from litefs-demo:clock 'FROM litefs-demo' \
+  'RUN apt-get update && apt-get install -y --no-install-recommends libfaketime && ln -s /usr/lib/*/faketime/libfaketimeMT.so.1 /usr/lib/faketime.so'
+debian_base
+mkdir "$work/consul"
 cp "$("$root/tests/consul.sh" | tail -n 1)" "$work/consul/consul"
 printf 'FROM litefs-base\nCOPY consul /usr/local/bin/consul\nENTRYPOINT ["consul"]\n' >"$work/consul/Dockerfile"
 build litefs-consul "$work/consul"
-docker image ls --format '{{.Repository}} {{.Size}}' | grep -E '^litefs'
+docker image ls --format '{{.Repository}}:{{.Tag}} {{.Size}}' | grep -E '^litefs'

@@ -6,6 +6,18 @@ from .checker import wait_until
 from .web import Unanswered, request
 
 
+# Prints the pages of every LTX file below $1, by way of the scratch file $2; $3 is litefs. A record alone does not make a whole
+# database, so the checksum that `apply` compares at the end is of no interest.
+PAGES_SCRIPT = '''
+find "$1" -name "*.ltx" | while read -r file; do
+  rm -f "$2"
+  "$3" ltx apply "$2" "$file" >/dev/null 2>&1
+  cat "$2"
+done
+rm -f "$2"
+'''
+
+
 class ClusterBase:
     """Nodes with `start`, `api` and `proxy`; how they are made is up to the backend."""
 
@@ -50,3 +62,11 @@ def info(node):
         return json.loads(request(node.api + "/info", timeout=3).body)
     except (Unanswered, ValueError):
         return {}
+
+
+def requests_in_flight(node):
+    """How many requests a node's proxy is serving."""
+    for line in request(node.api + "/metrics", timeout=5).body.decode().splitlines():
+        if line.startswith("litefs_proxy_in_flight "):
+            return int(float(line.split()[1]))
+    return 0

@@ -6,8 +6,8 @@ import subprocess
 import time
 
 from .checker import wait_until
-from .cluster import ClusterBase, answers
-from .local import run
+from .cluster import PAGES_SCRIPT, ClusterBase, answers
+from .local import FAKETIME, run
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 INTEGRATION = os.path.dirname(HERE)
@@ -77,6 +77,21 @@ class Node(Container):
         run("docker", "stop", "-t", "30", self.id)
         return time.monotonic() - begin
 
+    def upgrade(self):
+        """After a stop: a new container of the next image, on the same volume."""
+        run("docker", "rm", self.id)
+        self.id = None
+        self.cluster.environment["IMAGE"] = "litefs-demo:next"
+
+    def fake_clock(self):
+        """Before the start: its wall clock can jump from now on. The library is that image's."""
+        clock = {"LD_PRELOAD": "/usr/lib/faketime.so", **FAKETIME, "FAKETIME_TIMESTAMP_FILE": "/tmp/clock"}
+        self.cluster.environment.update(clock, IMAGE="litefs-demo:clock")
+
+    def jump(self, seconds):
+        """Its wall clock is off by this from now on."""
+        run("docker", "exec", self.id, "sh", "-c", f"echo {seconds:+d} >/tmp/clock")
+
     def kill(self):
         run("docker", "kill", self.id)
 
@@ -93,6 +108,8 @@ class Node(Container):
         run("docker", "volume", "rm", "-f", f"{PROJECT}_{self.name}")
 
     def limit_disk(self, megabytes):
+        """Puts the data directory on a file system of its own, of this size; before the start. Compose has made the usual volume."""
+        run("docker", "volume", "rm", "-f", f"{PROJECT}_{self.name}")
         self.cluster.environment["DATA_DRIVER_TYPE"] = "tmpfs"
         self.cluster.environment["DATA_DRIVER_OPTIONS"] = f"size={megabytes}m"
 
@@ -122,6 +139,12 @@ class Cluster(ClusterBase):
     def lost_and_found(self, node):
         listing = run("docker", "exec", node.id, "find", "/var/lib/litefs/lost+found", "-type", "f", check=False)
         return listing.stdout.split()
+
+    def set_aside_pages(self, node):
+        command = ["sh", "-c", PAGES_SCRIPT, "sh", "/var/lib/litefs/lost+found", "/tmp/pages", "litefs"]
+        return subprocess.run(
+            ["docker", "exec", node.id, *command], stdin=subprocess.DEVNULL, capture_output=True
+        ).stdout
 
     def logs(self):
         return compose("logs", "--tail", "40", environment=self.environment)

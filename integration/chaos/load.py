@@ -10,10 +10,12 @@ from .web import Unanswered, request
 
 
 class Write:
-    """One acknowledged write."""
+    """One acknowledged write: what, its token, the node that did it, and when it was begun and acknowledged (monotonic)."""
 
-    def __init__(self, author, message, token, at):
-        self.author, self.message, self.token, self.at = author, message, token, at
+    def __init__(self, author, message, answer, begun):
+        self.author, self.message, self.token, self.begun = author, message, answer.token, begun
+        self.node = json.loads(answer.body).get("node")
+        self.at = time.monotonic()
 
 
 class Load:
@@ -76,6 +78,7 @@ class Load:
             self._stop.wait(0.01 if token else 0.1)
 
     def _write(self, author, message, rng):
+        begun = time.monotonic()
         try:
             answer = request(rng.choice(self.proxies) + "/entries", "POST", {"author": author, "message": message}, timeout=3)
         except Unanswered:
@@ -87,7 +90,7 @@ class Load:
                 self.refused[f"{answer.status} {answer.outcome or answer.body[:60].decode('utf-8', 'replace').strip()}"] += 1
             return None
         with self._lock:
-            self.acknowledged.append(Write(author, message, answer.token, time.monotonic()))
+            self.acknowledged.append(Write(author, message, answer, begun))
         return answer.token
 
     def _read_own(self, author, message, token, rng):

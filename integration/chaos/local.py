@@ -4,6 +4,9 @@ Needs root. Every node and Consul have a namespace and an address of their own; 
 firewall rules of this machine (a Docker engine's, say) apply.
 """
 
+import contextlib
+import fcntl
+import glob
 import os
 import shutil
 import signal
@@ -12,11 +15,13 @@ import tempfile
 import time
 
 from .checker import wait_until
-from .cluster import ClusterBase, answers
+from .cluster import PAGES_SCRIPT, ClusterBase, answers
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
-SUBNET = "10.89.77"
+# Only the wall clock is faked, and a change of the file is seen within a second.
+FAKETIME = {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_CACHE_DURATION": "1"}
+CLUSTERS_MAX = 16  # side by side on one machine
 CONFIG = """\
 data:
   dir: {data}
@@ -56,12 +61,31 @@ def run(*command, check=True):
     return result
 
 
+def faketime_library():
+    """Debian's libfaketime, installed when it is missing."""
+    pattern = "/usr/lib/*/faketime/libfaketimeMT.so.1"
+    if not glob.glob(pattern):
+        run("apt-get", "install", "-y", "-q", "--no-install-recommends", "libfaketime")
+    return glob.glob(pattern)[0]
+
+
+def claim_number():
+    """A number that no other cluster of this machine has, and the open lock file that keeps it."""
+    for number in range(1, CLUSTERS_MAX + 1):
+        claim = open(os.path.join(tempfile.gettempdir(), f"litefs-chaos-{number}.lock"), "w", encoding="ascii")
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return claim, number
+        claim.close()
+    raise RuntimeError(f"{CLUSTERS_MAX} clusters run on this machine already")
+
+
 class Host:
     """A network namespace with one address."""
 
     def __init__(self, cluster, name, number):
         self.cluster, self.name = cluster, name
-        self.address = f"{SUBNET}.{number}"
+        self.address = f"{cluster.subnet}.{number}"
         self.space = f"lfs-{cluster.id}-{name}"
         self.link = f"l{cluster.id}{number}"
         self.process = None
@@ -118,6 +142,7 @@ class Node(Host):
         self.folder = os.path.join(cluster.folder, name)
         self.data, self.mount = (os.path.join(self.folder, part) for part in ("data", "mount"))
         self.log = os.path.join(self.folder, "log")
+        self.binary, self.environment = cluster.binary, {}
         os.makedirs(self.data)
         os.makedirs(self.mount)
 
@@ -129,8 +154,28 @@ class Node(Host):
                 consul=self.cluster.consul.address, demo=os.path.join(ROOT, "integration", "demo"),
             ))
         database = os.path.join(self.mount, "guestbook.db")
-        self.spawn([self.cluster.binary, "mount", "-config", config], self.log,
-                   {"DATABASE": database, "PORT": "8081", "NODE": self.name})
+        self.spawn([self.binary, "mount", "-config", config], self.log,
+                   {"DATABASE": database, "PORT": "8081", "NODE": self.name, **self.environment})
+
+    def upgrade(self):
+        """After a stop: the next start runs another file of the program."""
+        self.binary = os.path.join(self.folder, "litefs-next")
+        shutil.copy(self.cluster.binary, self.binary)
+
+    def fake_clock(self):
+        """Before the start: its wall clock can jump from now on."""
+        library = faketime_library()
+        self.environment = {"LD_PRELOAD": library, **FAKETIME, "FAKETIME_TIMESTAMP_FILE": self.clock}
+        self.jump(0)
+
+    def jump(self, seconds):
+        """Its wall clock is off by this from now on."""
+        with open(self.clock, "w", encoding="ascii") as file:
+            file.write(f"{seconds:+d}\n")
+
+    @property
+    def clock(self):
+        return os.path.join(self.folder, "clock")
 
     def stop(self, timeout=30):
         """SIGTERM to the supervisor, as `docker stop`; seconds that it took."""
@@ -178,9 +223,10 @@ class Node(Host):
 class Cluster(ClusterBase):
     """Consul and three nodes."""
 
-    def __init__(self, number=1, retention="10m", nodes=3):
-        self.id, self.retention = number, retention
-        self.switch, self.uplink = f"lfs-{number}-switch", f"lfs{number}"
+    def __init__(self, retention="10m", nodes=3):
+        self.claim, self.id = claim_number()
+        self.subnet, self.retention = f"10.89.{self.id}", retention
+        self.switch, self.uplink = f"lfs-{self.id}-switch", f"lfs{self.id}"
         self.binary = os.environ.get("LITEFS", os.path.join(ROOT, "target", "release", "litefs"))
         self.folder = tempfile.mkdtemp(prefix="litefs-chaos-")
         self.consul = Host(self, "consul", 10)
@@ -194,7 +240,7 @@ class Cluster(ClusterBase):
             run("ip", "-n", self.switch, "link", "set", "bridge", "up")
             run("ip", "link", "add", self.uplink, "type", "veth", "peer", "name", "uplink", "netns", self.switch)
             run("ip", "-n", self.switch, "link", "set", "uplink", "master", "bridge", "up")
-            run("ip", "address", "add", f"{SUBNET}.254/24", "dev", self.uplink)
+            run("ip", "address", "add", f"{self.subnet}.254/24", "dev", self.uplink)
             run("ip", "link", "set", self.uplink, "up")
             for host in [self.consul, *self.nodes]:
                 host.create()
@@ -215,6 +261,11 @@ class Cluster(ClusterBase):
         """What the node has set aside."""
         folder = os.path.join(node.data, "lost+found")
         return [os.path.join(path, name) for path, _, names in os.walk(folder) for name in names]
+
+    def set_aside_pages(self, node):
+        """The pages of all records that the node has set aside."""
+        script = ["sh", "-c", PAGES_SCRIPT, "sh", os.path.join(node.data, "lost+found"), os.path.join(node.folder, "pages")]
+        return subprocess.run([*script, self.binary], stdin=subprocess.DEVNULL, capture_output=True).stdout
 
     def logs(self):
         """The last lines of every node's log, for a failed scenario."""
@@ -240,4 +291,5 @@ class Cluster(ClusterBase):
             run("umount", "-l", node.mount, check=False)
             run("umount", "-l", node.data, check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.claim.close()
 

@@ -1,6 +1,11 @@
 """The scenarios: what is done to the cluster while the load runs. Each returns its figures; the checker runs after it."""
 
+import threading
 import time
+
+from .checker import wait_until
+from .cluster import requests_in_flight
+from .web import SlowPost, refuses
 
 WARM = 30  # acknowledged writes before the harm, and again after it
 
@@ -31,17 +36,28 @@ def cold_start(_cluster, load, verdict):
     warm(load, verdict)
 
 
-@scenario("rolling-restart")
-def rolling_restart(cluster, load, verdict):
-    """Every node is stopped cleanly and started again: also how an image is upgraded."""
+def roll(cluster, load, verdict, between=lambda node: None):
+    """Stops every node cleanly and starts it again, one after another; `between` is done to it in the meantime."""
     warm(load, verdict)
     begin, stops = time.monotonic(), []
     for node in cluster.nodes:
         stops.append(node.stop())
+        between(node)
         node.start()
         cluster.wait_ready([node])
         warm(load, verdict, f"writes go on after {node.name} was restarted")
     return {"stop_s_max": max(stops), "write_gap_s": load.longest_gap(begin)}
+
+
+@scenario("rolling-restart")
+def rolling_restart(cluster, load, verdict):
+    return roll(cluster, load, verdict)
+
+
+@scenario("image-upgrade")
+def image_upgrade(cluster, load, verdict):
+    """A rolling restart, in which every node comes back with another image (without Docker: another file of the program)."""
+    return roll(cluster, load, verdict, lambda node: node.upgrade())
 
 
 @scenario("kill-primary", clean=False)
@@ -67,6 +83,36 @@ def stop_primary(cluster, load, verdict):
     primary.start()
     cluster.wait_ready([primary])
     return {"stop_s": seconds, "write_gap_s": gap}
+
+
+@scenario("graceful-stop")
+def graceful_stop(cluster, load, verdict):
+    """Requests are half sent when the primary is told to stop. What comes in at once is carried out; what takes longer than the
+    lease waits, and longer than the application is left without its signal, is answered all the same."""
+    warm(load, verdict)
+    primary, begin = cluster.primary(), time.monotonic()
+    url = primary.proxy + "/entries"
+    posts = [SlowPost(url, {"author": "graceful", "message": f"{number}"}) for number in range(16)]
+    wait_until(lambda: requests_in_flight(primary) >= len(posts), 30, "the requests are in flight")
+    stop = threading.Thread(target=primary.stop)
+    stop.start()
+    wait_until(lambda: refuses(primary.proxy), 30, "the proxy takes no more connections")
+    for post in posts[:8]:
+        post.send_rest()
+    time.sleep(2.5)
+    for post in posts[8:]:
+        post.send_rest()
+    answers = [post.answer() for post in posts]
+    stop.join()
+    seconds = time.monotonic() - begin
+    statuses = [answer and answer.status for answer in answers]
+    # 503: not carried out, or the answer came when the lease was another's already, and nothing is confirmed without it.
+    verdict.require(set(statuses) <= {201, 503}, f"every request is answered: {statuses}")
+    verdict.require(201 in statuses[:8], f"what is in flight is carried out: {statuses}")
+    warm(load, verdict, "another node takes over")
+    primary.start()
+    cluster.wait_ready([primary])
+    return {"stop_s": seconds, "carried_out": statuses.count(201), "answered": len(statuses) - statuses.count(None)}
 
 
 @scenario("pause-primary", clean=False)
@@ -155,6 +201,25 @@ def rejoin_after_retention(cluster, load, verdict):
     replica.start()
     cluster.wait_ready([replica])
     warm(load, verdict)
+
+
+def fake_clocks(cluster):
+    for node in cluster.nodes:
+        node.fake_clock()
+
+
+@scenario("clock-jump", setup=fake_clocks)
+def clock_jump(cluster, load, verdict):
+    """Wall clocks jump by an hour: the primary's forth and back, a replica's back. Leases go by other clocks."""
+    warm(load, verdict)
+    primary, replica, begin = cluster.primary(), cluster.replicas()[0], time.monotonic()
+    for node, seconds in ((primary, 3600), (replica, -3600), (primary, 0)):
+        node.jump(seconds)
+        time.sleep(5)
+        verdict.require(cluster.primary() is primary, f"{primary.name} stays primary when {node.name} is off by {seconds} s")
+        warm(load, verdict, f"writes go on when {node.name} is off by {seconds} s")
+    cluster.wait_ready(cluster.nodes)
+    return {"write_gap_s": load.longest_gap(begin)}
 
 
 def limit_disks(cluster):

@@ -156,7 +156,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(400, "author and message are needed\n")
         entry = self.guestbook.sign(author, message)
         if "application/json" in self.headers.get("Accept", ""):
-            self.send(201, json.dumps({"id": entry}), "application/json")
+            self.send(201, json.dumps({"id": entry, "node": self.node}), "application/json")
         else:
             self.send(303, "", location="/")
 

@@ -45,7 +45,7 @@ class GuestbookTest(unittest.TestCase):
 
     def test_json_for_programs(self):
         status, body, _ = self.request("POST", "/entries", "author=a&message=m", {"Accept": "application/json"})
-        self.assertEqual((status, json.loads(body)), (201, {"id": 1}))
+        self.assertEqual((status, json.loads(body)), (201, {"id": 1, "node": app.Handler.node}))
         self.request("POST", "/entries", "author=b&message=n")
         _, body, _ = self.request("GET", "/entries?author=b")
         self.assertEqual([e["message"] for e in json.loads(body)], ["n"])
