@@ -2,7 +2,7 @@
 # Builds the images litefs, litefs-demo (and what the scenarios need of it) and litefs-consul.
 #
 #   images.sh                        with a registry: from the Dockerfile's public base images
-#   images.sh --offline              without one: the base is made with debootstrap, and litefs is built on this machine
+#   images.sh --offline              without one: on the base that base.sh makes; litefs is built on this machine
 #                                    (LITEFS=/path/to/litefs: this one is taken)
 #   images.sh --offline --toolchain  the same, but litefs is built in the image, with this machine's Rust toolchain
 set -euo pipefail
@@ -11,21 +11,6 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown)
-
-# A base image: a minimal Debian from packages, with the mirror that this machine uses.
-debian_base() {
-  docker image inspect litefs-base >/dev/null 2>&1 && return
-  local mirror release
-  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | head -n 1)
-  release=$(. /etc/os-release && echo "$VERSION_CODENAME")
-  command -v debootstrap >/dev/null || apt-get install -y -q --no-install-recommends debootstrap >/dev/null
-  debootstrap --variant=minbase "$release" "$work/base" "$mirror" >"$work/debootstrap.log" 2>&1 ||
-    { tail -n 30 "$work/debootstrap.log" >&2; exit 1; }
-  rm -rf "$work"/base/var/cache/apt/* "$work"/base/var/lib/apt/lists/*
-  echo 'Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";' >"$work/base/etc/apt/apt.conf.d/no-cache"
-  tar -C "$work/base" -c . | docker import - litefs-base >/dev/null
-  rm -rf "$work/base"
-}
 
 # Builds with the engine's own builder, which every engine has; shows what it said when it failed.
 build() {
@@ -55,7 +40,7 @@ toolchain_base() {
 case "$*" in
   "") build litefs --build-arg "LITEFS_COMMIT=$commit" "$root" ;;
   --offline)
-    debian_base
+    "$root/integration/base.sh"
     if [ -z "${LITEFS:-}" ]; then
       (cd "$root" && cargo build --release --locked --workspace --bin litefs)
       LITEFS=${CARGO_TARGET_DIR:-$root/target}/release/litefs
@@ -66,7 +51,7 @@ case "$*" in
     build litefs --target prebuilt --build-arg BASE_IMAGE=litefs-base "$work/litefs"
     ;;
   "--offline --toolchain")
-    debian_base
+    "$root/integration/base.sh"
     toolchain_base
     build litefs --build-arg BASE_IMAGE=litefs-base --build-arg RUST_IMAGE=litefs-rust \
       --build-arg "LITEFS_COMMIT=$commit" "$root"
@@ -78,7 +63,7 @@ build litefs-demo "$root/integration/demo"
 build_from litefs-demo:next 'FROM litefs-demo' 'LABEL release=next'
 build_from litefs-demo:clock 'FROM litefs-demo' \
   'RUN apt-get update && apt-get install -y --no-install-recommends libfaketime && ln -s /usr/lib/*/faketime/libfaketimeMT.so.1 /usr/lib/faketime.so'
-debian_base
+"$root/integration/base.sh"
 mkdir "$work/consul"
 cp "$("$root/tests/consul.sh" | tail -n 1)" "$work/consul/consul"
 printf 'FROM litefs-base\nCOPY consul /usr/local/bin/consul\nENTRYPOINT ["consul"]\n' >"$work/consul/Dockerfile"
