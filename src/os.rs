@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -32,6 +33,27 @@ pub(crate) fn write_all_at(label: &'static str, file: &File, data: &[u8], offset
 /// Makes the file's bytes durable (`fdatasync`).
 pub(crate) fn sync_data(label: &'static str, file: &File) -> io::Result<()> {
     run(label, || file.sync_data())
+}
+
+/// Lets the kernel begin to write this range to the disk, so that a sync later finds it there. Best effort.
+pub(crate) fn start_writing_back(file: &File, offset: u64, len: usize) {
+    let (Ok(offset), Ok(len)) = (libc::off64_t::try_from(offset), libc::off64_t::try_from(len)) else { return };
+    // SAFETY: takes an open descriptor and integers.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
+/// Runs two operations at the same time, `second` on a thread of its own: file systems combine concurrent syncs. (One after the other
+/// in unit tests, whose faults are those of a thread.)
+pub(crate) fn both<A, B: Send>(first: impl FnOnce() -> A, second: impl FnOnce() -> B + Send) -> io::Result<(A, B)> {
+    if cfg!(test) {
+        return Ok((first(), second()));
+    }
+    std::thread::scope(|scope| {
+        let second = std::thread::Builder::new().name("sync".into()).spawn_scoped(scope, second)?;
+        let first = first();
+        let second = second.join().map_err(|_| io::Error::other("a thread that syncs panicked"))?;
+        Ok((first, second))
+    })
 }
 
 /// Makes the entries of a directory durable.

@@ -18,7 +18,7 @@ pub const ALIAS_INO: u64 = 2;
 /// Special files are numbered from here up, files below.
 pub const SPECIAL_INO: u64 = 1 << 48;
 
-/// How the kernel does a file's I/O. Fixed for an inode's life: all opens of one inode must agree.
+/// How the kernel does a file's I/O. All opens of one inode at one time must agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IoPath {
     /// Through the kernel's page cache; writes reach us at once.
@@ -50,9 +50,9 @@ pub struct Node {
     pub ino: u64,
     /// Open for reading and writing where the file's mode allows it to us.
     pub backing: File,
-    /// See [`IoPath`].
-    pub io: IoPath,
-    /// The kernel's handle of the backing file, made at the first passthrough open and kept for the inode's life.
+    /// See [`IoPath`]. A leaf lock.
+    io: Mutex<IoPath>,
+    /// The kernel's handle of the backing file, made at the first passthrough open and kept while opens use it.
     pub backing_id: Mutex<Option<BackingId>>,
     link: RwLock<Link>,
 }
@@ -68,6 +68,26 @@ impl Node {
     #[must_use]
     pub fn name(&self) -> Option<String> {
         self.link.read().name.clone()
+    }
+
+    /// How its I/O is done now.
+    #[must_use]
+    pub fn io(&self) -> IoPath {
+        *self.io.lock()
+    }
+
+    /// Whether it is a rollback journal. Then only clients change it, through the kernel.
+    #[must_use]
+    pub fn is_journal(&self) -> bool {
+        matches!(self.link.read().target, Target::Db(_, _, FileKind::Journal))
+    }
+
+    /// A journal that is opened again (`journal_mode` PERSIST or TRUNCATE) is relayed from then on: its end may be a write, which
+    /// is best seen before it happens. Only while nobody has it open.
+    fn relay_if_reopened_journal(&self) {
+        if self.is_journal() {
+            *self.io.lock() = IoPath::Cached;
+        }
     }
 
     /// Makes an ordinary file a database file (the inode stays the same).
@@ -172,7 +192,7 @@ impl NodeTable {
         let node = Arc::new(Node {
             ino,
             backing,
-            io: located.io,
+            io: Mutex::new(located.io),
             backing_id: Mutex::new(None),
             link: RwLock::new(Link { name: Some(located.name.clone()), target: located.target.clone() }),
         });
@@ -214,11 +234,22 @@ impl NodeTable {
         inner.drop_if_unused(ino);
     }
 
-    /// One more open file of this inode.
+    /// One more open file of this inode, which is not new.
     pub fn opened(&self, ino: u64, by_client: bool) {
         if let Some(known) = self.inner.lock().by_ino.get_mut(&ino) {
+            if known.opens == 0 {
+                known.node.relay_if_reopened_journal();
+            }
             known.opens += 1;
             known.client_opens += u64::from(by_client);
+        }
+    }
+
+    /// A client opens a file by creating it.
+    pub fn created(&self, ino: u64) {
+        if let Some(known) = self.inner.lock().by_ino.get_mut(&ino) {
+            known.opens += 1;
+            known.client_opens += 1;
         }
     }
 

@@ -57,6 +57,14 @@ impl std::fmt::Debug for CommitBuffers {
     }
 }
 
+/// A record that is in the log, and what it changes. Nobody sees it yet: the log's readers stop at the position.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    header: Header,
+    post: Checksum,
+    changes: Vec<(u32, Checksum)>,
+}
+
 /// Where a record is being made.
 enum RecordWriter<'a> {
     Memory(&'a mut ImageBuilder),
@@ -93,14 +101,34 @@ impl Database {
         head: &TxHead,
         pages: &mut dyn PageSource,
     ) -> io::Result<Option<Pos>> {
+        let Some(prepared) = self.prepare_transaction(state, head, pages)? else { return Ok(None) };
+        if head.durable {
+            let synced = self.sync_prepared(state);
+            self.note_outcome("record a transaction", synced.as_ref().err());
+            synced?;
+        }
+        Ok(Some(self.publish_prepared(state, prepared)))
+    }
+
+    /// The first half of [`Self::commit_transaction`]: makes the record and appends it to the log, where nobody sees it before
+    /// [`Self::publish_prepared`]. `Ok(None)`: nothing had changed.
+    ///
+    /// On an error nothing has changed: not the log, not `state`.
+    pub(crate) fn prepare_transaction(
+        &self,
+        state: &mut CaptureState,
+        head: &TxHead,
+        pages: &mut dyn PageSource,
+    ) -> io::Result<Option<Prepared>> {
         if let Health::Broken(reason) = &*self.health.lock() {
             // Its state is unknown: a record of it would start history again.
             return Err(io::Error::other(reason.clone()));
         }
+        self.withdraw_prepared(state)?;
         let mut buffers = std::mem::take(&mut state.buffers);
         buffers.changes.clear();
         let result = self.make_record(state, head, pages, &mut buffers);
-        if buffers.changes.capacity() > KEPT_CHANGES_MAX {
+        if !matches!(result, Ok(Some(_))) && buffers.changes.capacity() > KEPT_CHANGES_MAX {
             buffers.changes = Vec::new();
         }
         state.buffers = buffers;
@@ -110,11 +138,11 @@ impl Database {
 
     fn make_record(
         &self,
-        state: &mut CaptureState,
+        state: &CaptureState,
         head: &TxHead,
         pages: &mut dyn PageSource,
         buffers: &mut CommitBuffers,
-    ) -> io::Result<Option<Pos>> {
+    ) -> io::Result<Option<Prepared>> {
         let CommitBuffers { image, changes } = buffers;
         let header = self.record_header(state, head);
         let replaces_all = header.is_snapshot();
@@ -146,30 +174,47 @@ impl Database {
             }
             None => {}
         }
-        if head.durable
-            && let Err(error) = self.log.sync()
-        {
-            // SQLite is told that it failed and takes it back, so it must not be in the log.
+        Ok(Some(Prepared { header, post, changes: std::mem::take(changes) }))
+    }
+
+    /// Makes a prepared record durable. When that fails it is withdrawn: SQLite is told that the commit failed and takes it
+    /// back, so it must not be in the log.
+    pub(crate) fn sync_prepared(&self, state: &CaptureState) -> io::Result<()> {
+        if let Err(error) = self.log.sync() {
             self.log.truncate_after(state.pos.txid)?;
             return Err(error);
         }
-        if replaces_all {
+        Ok(())
+    }
+
+    /// The second half of [`Self::commit_transaction`]: the transaction is committed.
+    pub(crate) fn publish_prepared(&self, state: &mut CaptureState, prepared: Prepared) -> Pos {
+        let Prepared { header, post, mut changes } = prepared;
+        if header.is_snapshot() {
             state.checksums.clear();
         }
-        state.checksums.resize(head.commit);
+        state.checksums.resize(header.commit);
         for (pgno, checksum) in changes.drain(..) {
             state.checksums.set(pgno, checksum);
         }
-        state.page_size = head.page_size;
+        if changes.capacity() <= KEPT_CHANGES_MAX {
+            state.buffers.changes = changes;
+        }
+        state.page_size = header.page_size;
         state.pos = Pos::new(header.max_txid, post);
         self.publish(state, header.timestamp_ms);
-        Ok(Some(state.pos))
+        state.pos
+    }
+
+    /// Whether the next record of this page size is a snapshot, which takes the place of all records before it.
+    pub(crate) fn replaces_history(&self, state: &CaptureState, page_size: u32) -> bool {
+        state.pos.is_zero() || (state.page_size != 0 && state.page_size != page_size)
     }
 
     /// The header of the next record. Only a record from TXID 1 on is a snapshot, so a change of the page size starts there again.
     fn record_header(&self, state: &CaptureState, head: &TxHead) -> Header {
         let next = state.pos.txid.next();
-        let replaces_all = state.pos.is_zero() || (state.page_size != 0 && state.page_size != head.page_size);
+        let replaces_all = self.replaces_history(state, head.page_size);
         Header {
             compressed: self.shared.config.compress,
             page_size: head.page_size,

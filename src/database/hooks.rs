@@ -79,7 +79,7 @@ impl Database {
     /// # Errors
     /// Syncing; capturing a transaction that this completes (journal modes MEMORY and OFF).
     pub fn db_sync(&self) -> io::Result<()> {
-        os::sync_data("database.sync", &*self.files.database()?)?;
+        self.sync_under_journal()?;
         let mut state = self.capture.lock();
         self.rollback_db_sync(&mut state)?;
         if self.has_wal()? { self.sync_log() } else { Ok(()) }

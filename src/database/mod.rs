@@ -46,7 +46,7 @@ use parking_lot::Mutex;
 
 pub(crate) use checkpoint::{CHECKPOINT_FRAMES, Checkpointed};
 pub(crate) use checksums::PageChecksums;
-pub(crate) use commit::{PageSource, TxHead, now_ms};
+pub(crate) use commit::{PageSource, Prepared, TxHead, now_ms};
 pub(crate) use files::Files;
 pub(crate) use links::Links;
 pub use recover::Inspection;

@@ -26,6 +26,19 @@ fn be32(bytes: &[u8], at: usize) -> u32 {
     }
 }
 
+/// Whether a header's fields are what SQLite ends a journal with: all zero. (A journal begun with `synchronous` on has a zero
+/// magic at first, too, but its sizes are set.)
+#[must_use]
+pub fn is_zeroed(head: &[u8]) -> bool {
+    head.get(..HEADER_LEN).is_some_and(|fields| fields.iter().all(|byte| *byte == 0))
+}
+
+/// The nonce in a header's fields, drawn anew for each transaction.
+#[must_use]
+pub fn nonce(head: &[u8; HEADER_LEN]) -> u32 {
+    be32(head, 12)
+}
+
 /// The header of a journal section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JournalHeader {

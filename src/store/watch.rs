@@ -5,12 +5,12 @@
 //! look anyway. A sweep now and then is for whatever makes no event.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use inotify::{Inotify, WatchDescriptor, WatchMask};
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Store;
@@ -109,8 +109,10 @@ impl Watcher {
         // An error is "nothing there"; were it another one, the sweep is still there.
         if let Ok(events) = inotify.read_events(&mut buffer) {
             for event in events {
-                let Some(database) = self.watched.get(&event.wd) else { continue };
-                if event.name.is_some_and(|name| is_wal(database, name)) {
+                if event.mask.contains(EventMask::IGNORED) {
+                    // The WAL is gone, and its watch with it.
+                    self.watched.remove(&event.wd);
+                } else if let Some(database) = self.watched.get(&event.wd) {
                     written.push(database.clone());
                 }
             }
@@ -169,12 +171,15 @@ impl Watcher {
 
     fn watch(&mut self, database: &Arc<Database>) {
         let Some(inotify) = &mut self.inotify else { return };
-        match inotify.watches().add(database.files.dir(), WatchMask::MODIFY) {
+        // The WAL alone: in the folder every write to the database or its journal would be an event, too. When the WAL is created
+        // the database is woken, and watched afterwards.
+        match inotify.watches().add(database.files.path(FileKind::Wal), WatchMask::MODIFY) {
             Ok(watch) => {
                 self.watched.insert(watch, database.clone());
             }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                tracing::warn!(database = %database.name(), %error, "watch its folder; looking for commits by polling");
+                tracing::warn!(database = %database.name(), %error, "watch its WAL; looking for commits by polling");
                 self.inotify = None;
                 self.watched.clear();
             }
@@ -186,7 +191,7 @@ impl Watcher {
         let is_it = |(_, watched): &(&WatchDescriptor, &Arc<Database>)| Arc::ptr_eq(watched, database);
         if let Some(watch) = self.watched.iter().find(is_it).map(|(watch, _)| watch.clone()) {
             self.watched.remove(&watch);
-            // The folder may be gone, and its watch with it.
+            // The file may be gone, and its watch with it.
             let _ = inotify.watches().remove(watch);
         }
     }
@@ -206,8 +211,4 @@ impl Watcher {
             }
         }
     }
-}
-
-fn is_wal(database: &Database, name: &OsStr) -> bool {
-    database.files.path(FileKind::Wal).file_name() == Some(name)
 }

@@ -17,9 +17,10 @@ use crate::node::{ALIAS_INO, IoPath, Node, ROOT_INO, SPECIAL_INO};
 use crate::tree::io::READ_BYTES_MAX;
 use crate::tree::{Creator, HANDLE_CLIENT, Tree};
 
-/// How long the kernel may keep a file's attributes: those of a passthrough file change behind its back.
+/// How long the kernel may keep a file's attributes: those of a passthrough file change behind its back, but for a journal's.
 fn attribute_ttl(node: &Node) -> Duration {
-    match node.io {
+    match node.io() {
+        IoPath::Passthrough if node.is_journal() => LONG,
         IoPath::Cached => LONG,
         IoPath::Passthrough | IoPath::Direct => Duration::ZERO,
     }
@@ -130,8 +131,11 @@ pub(super) fn open(tree: &Tree, ino: u64, thread: u32, reply: ReplyOpen) {
         Ok(opened) => opened,
         Err(error) => return reply.error(errno(&error)),
     };
-    let (node, handle, flags) = (&opened.node, FileHandle(opened.handle), open_flags(opened.node.io));
-    if node.io != IoPath::Passthrough {
+    let (node, handle, io) = (&opened.node, FileHandle(opened.handle), opened.node.io());
+    let flags = open_flags(io);
+    if io != IoPath::Passthrough {
+        // A journal that was passed through before is not any more.
+        drop(node.backing_id.lock().take());
         return reply.opened(handle, flags);
     }
     let mut backing_id = node.backing_id.lock();
@@ -159,7 +163,7 @@ pub(super) fn create(tree: &Tree, name: &OsStr, creator: Creator, reply: ReplyCr
     };
     let prepared = tree.attributes(&node).and_then(|attr| {
         let mut backing_id = node.backing_id.lock();
-        if node.io == IoPath::Passthrough && backing_id.is_none() {
+        if node.io() == IoPath::Passthrough && backing_id.is_none() {
             *backing_id = Some(reply.open_backing(&node.backing)?);
         }
         Ok((attr, backing_id))
@@ -173,10 +177,11 @@ pub(super) fn create(tree: &Tree, name: &OsStr, creator: Creator, reply: ReplyCr
             return reply.error(errno(&error));
         }
     };
-    let (handle, flags, generation) = (FileHandle(HANDLE_CLIENT), open_flags(node.io), Generation(0));
-    // One time-to-live covers entry and attributes here, so passthrough files are looked up once more.
+    let io = node.io();
+    let (handle, flags, generation) = (FileHandle(HANDLE_CLIENT), open_flags(io), Generation(0));
+    // One time-to-live covers entry and attributes here, so the other passthrough files are looked up once more.
     let ttl = attribute_ttl(&node);
-    match (&*backing_id, node.io) {
+    match (&*backing_id, io) {
         (Some(id), IoPath::Passthrough) => reply.created_passthrough(&ttl, &attr, generation, handle, flags, id),
         _ => reply.created(&ttl, &attr, generation, handle, flags),
     }

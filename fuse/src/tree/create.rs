@@ -11,7 +11,7 @@ use super::{HANDLE_CLIENT, Opened, Tree};
 use crate::attributes::Changes;
 use crate::errno::os;
 use crate::names::Name;
-use crate::node::{Located, Target};
+use crate::node::{IoPath, Located, Target};
 
 /// A file opened by CREATE, and whether it is new.
 pub struct Created {
@@ -44,9 +44,13 @@ impl Tree {
         if let Name::Attached(db, FileKind::Journal | FileKind::Wal) = name {
             self.promote_by_name(db)?;
         }
-        let located = self.locate(name).ok_or(ErrorKind::InvalidInput)?;
+        let mut located = self.locate(name).ok_or(ErrorKind::InvalidInput)?;
         self.refuse_orphan(name, &located)?;
         let is_new = create_backing(&located, self.with_database_mode(name, creator)?)?;
+        if is_new && self.passthrough && matches!(located.target, Target::Db(_, _, FileKind::Journal)) {
+            // Its end is an unlink as a rule, which comes to us; what else it may be the engine finds.
+            located.io = IoPath::Passthrough;
+        }
         let node = self.nodes.look_up(&located)?;
         let hooked = if is_new { self.created(&located) } else { self.truncate_existing(&located, creator) };
         if let Err(error) = hooked.and_then(|()| self.before_client_open(&node)) {
@@ -58,7 +62,11 @@ impl Tree {
             self.nodes.forget(node.ino, 1);
             return Err(error);
         }
-        self.nodes.opened(node.ino, true);
+        if is_new {
+            self.nodes.created(node.ino);
+        } else {
+            self.nodes.opened(node.ino, true);
+        }
         Ok(Created { opened: Opened { node: Arc::clone(&node), handle: HANDLE_CLIENT } })
     }
 
@@ -120,8 +128,9 @@ fn create_backing(located: &Located, creator: Creator) -> Result<bool> {
         Err(error) => return Err(error),
     };
     let owner = Changes { uid: Some(creator.uid), gid: Some(creator.gid), ..Changes::default() };
+    let meta = file.metadata()?;
     // Only root can give files away; without it every client has our own user anyway.
-    if rustix::process::geteuid().is_root() {
+    if rustix::process::geteuid().is_root() && (meta.uid(), meta.gid()) != (creator.uid, creator.gid) {
         owner.apply(&file)?;
     }
     Changes { mode: Some(creator.mode), ..Changes::default() }.apply(&file)?;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::incoming::Incoming;
+use super::incoming::{Incoming, PlainPages};
 use super::{ApplyError, Logged};
 use crate::database::rollback::FilePages;
 use crate::database::{Database, PageSource, now_ms};
@@ -186,7 +186,8 @@ impl Database {
             changed.push((pgno, checksum));
         }
         let (trailer, spool) = encoder.finish(sum)?;
-        Incoming::made(header, trailer, changed, spool)
+        let plain = PlainPages { file: source.file.try_clone()?, page1: edited };
+        Incoming::made(header, trailer, changed, spool, plain)
     }
 
     /// Journal mode, change counter and schema cookie as clients know them.

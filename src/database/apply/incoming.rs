@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::ApplyError;
 use crate::database::log::{Log, MEMORY_RECORD_BYTES_MAX, Spool};
+use crate::database::rollback::FilePages;
 use crate::database::{CaptureState, PageSource};
 use crate::ltx::{Decoder, Header, Image, LtxError, Trailer};
 use crate::sqlite::page::page_checksum;
@@ -22,6 +23,16 @@ pub(super) struct Incoming {
     /// Page numbers, ascending, with their new checksums.
     pub(super) pages: Vec<(u32, Checksum)>,
     body: Body,
+    /// Where its pages also lie, so that they need not be decoded.
+    plain: Option<PlainPages>,
+}
+
+/// The pages of a record that was made from a file. They are believed only while they have the record's checksums.
+#[derive(Debug)]
+pub(super) struct PlainPages {
+    pub(super) file: File,
+    /// Page 1 is another one than in the file.
+    pub(super) page1: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -42,7 +53,7 @@ impl Incoming {
             pages.push((pgno, page_checksum(pgno, &page)));
         }
         let (trailer, tee) = decoder.finish().map_err(ltx_error)?;
-        Ok(Self { header, trailer, pages, body: tee.into_body()? })
+        Ok(Self { header, trailer, pages, body: tee.into_body()?, plain: None })
     }
 
     /// A record that was made here, in a spool.
@@ -51,11 +62,12 @@ impl Incoming {
         trailer: Trailer,
         pages: Vec<(u32, Checksum)>,
         mut spool: Spool,
+        plain: PlainPages,
     ) -> io::Result<Self> {
         spool.flush()?;
         let ((file, start), len) = (spool.file(), spool.len());
         let body = Body::Spool { spool: Some(Box::new(spool)), file, start, len };
-        Ok(Self { header, trailer, pages, body })
+        Ok(Self { header, trailer, pages, body, plain: Some(plain) })
     }
 
     /// A record of our own log, read again.
@@ -73,8 +85,13 @@ impl Incoming {
         Pos::new(self.header.max_txid, self.trailer.post_apply)
     }
 
-    /// Its pages, decoded once more.
-    pub(super) fn pages(&self) -> io::Result<RecordPages<'_>> {
+    /// Its pages: from the file it was made of, or decoded once more.
+    pub(super) fn pages(&self) -> io::Result<Box<dyn PageSource + '_>> {
+        if let Some(plain) = &self.plain {
+            let numbers = self.pages.iter().map(|(pgno, _)| *pgno);
+            let file = FilePages::new(&plain.file, self.header.page_size, numbers);
+            return Ok(Box::new(CheckedPages { file, page1: &plain.page1, expected: self.pages.iter() }));
+        }
         let reader: Box<dyn Read> = match &self.body {
             Body::Memory(bytes) => Box::new(Cursor::new(bytes)),
             Body::Spool { file, start, len, .. } => {
@@ -83,7 +100,7 @@ impl Incoming {
             }
         };
         let decoder = Decoder::new(reader).map_err(damaged)?;
-        Ok(RecordPages { decoder, page: vec![0; self.header.page_size as usize] })
+        Ok(Box::new(RecordPages { decoder, page: vec![0; self.header.page_size as usize] }))
     }
 
     /// Makes it the next record of the log.
@@ -138,8 +155,27 @@ impl Incoming {
     }
 }
 
+/// The pages of a record, read from the file it was made of.
+struct CheckedPages<'a, I: Iterator<Item = u32>> {
+    file: FilePages<'a, I>,
+    page1: &'a [u8],
+    expected: std::slice::Iter<'a, (u32, Checksum)>,
+}
+
+impl<I: Iterator<Item = u32>> PageSource for CheckedPages<'_, I> {
+    fn next_page(&mut self) -> io::Result<Option<(u32, &[u8])>> {
+        let Some((pgno, page)) = self.file.next_page()? else { return Ok(None) };
+        let page = if pgno == 1 { self.page1 } else { page };
+        if self.expected.next() != Some(&(pgno, page_checksum(pgno, page))) {
+            let reason = format!("page {pgno} of the file changed while it was imported");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        }
+        Ok(Some((pgno, page)))
+    }
+}
+
 /// The pages of a verified record.
-pub(super) struct RecordPages<'a> {
+struct RecordPages<'a> {
     decoder: Decoder<Box<dyn Read + 'a>>,
     page: Vec<u8>,
 }

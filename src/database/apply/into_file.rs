@@ -17,7 +17,7 @@ use super::incoming::Incoming;
 use crate::Pos;
 use crate::database::links::{Link, ShmLink};
 use crate::database::wal_capture::WalProgress;
-use crate::database::{ApplyError, Database, PageSource};
+use crate::database::{ApplyError, Database};
 use crate::kernel::{FileKind, Kernel};
 use crate::os;
 use crate::sqlite::locks::{self, LockBytes, LockKind};
@@ -29,6 +29,8 @@ use crate::sqlite::wal_index::header::IndexHeader;
 const READERS_WAIT: Duration = Duration::from_secs(5);
 /// Pages written (and pushed to the kernel's cache) in one go, in bytes.
 const RUN_BYTES_MAX: usize = 256 << 10;
+/// A record with more bytes of pages is not pushed to the kernel's cache; what that holds of the file is dropped instead.
+const PUSHED_BYTES_MAX: usize = 8 << 20;
 /// READ0…READ4.
 const ALL_READERS: LockBytes = LockBytes { start: 123, len: 5 };
 
@@ -44,7 +46,13 @@ impl Database {
         let alone = self.be_alone()?;
         let begun = self.begin_in_file(&alone, record, logged);
         let written = match begun {
-            Ok(()) => self.write_into_file(record),
+            Ok(()) => {
+                if let Some(kernel) = self.shared.kernel() {
+                    // A client must not find what the kernel remembers of a journal that is cut.
+                    kernel.invalidate(&self.name, FileKind::Journal, 0);
+                }
+                self.write_into_file(record)
+            }
             Err(error) => {
                 self.unlog(&self.capture.lock(), logged);
                 self.not_alone(&alone)?;
@@ -153,8 +161,10 @@ impl Database {
     /// Writes the pages, the size, page 1 last, and makes them durable.
     fn write_into_file(&self, record: &Incoming) -> io::Result<()> {
         let file = self.files.database()?;
-        let kernel = self.shared.kernel();
         let page_size = record.header.page_size;
+        let is_pushed = record.pages.len().saturating_mul(page_size as usize) <= PUSHED_BYTES_MAX;
+        let kernel = self.shared.kernel();
+        let pushed_to = kernel.as_deref().filter(|_| is_pushed);
         let mut run = Run { first: 0, bytes: Vec::new(), page_size };
         let mut page1 = None;
         let mut pages = record.pages()?;
@@ -164,12 +174,12 @@ impl Database {
                 continue;
             }
             if !run.continues_with(pgno) {
-                self.write_run(&file, kernel.as_deref(), &mut run)?;
+                self.write_run(&file, pushed_to, &mut run)?;
                 run.first = pgno;
             }
             run.bytes.extend_from_slice(page);
         }
-        self.write_run(&file, kernel.as_deref(), &mut run)?;
+        self.write_run(&file, pushed_to, &mut run)?;
         let (len, before) = (page_offset(record.header.commit.saturating_add(1), page_size), file.metadata()?.len());
         if before != len {
             os::set_len("database.truncate", &file, len)?;
@@ -177,14 +187,33 @@ impl Database {
         if let Some(page) = page1 {
             run.first = 1;
             run.bytes = page;
-            self.write_run(&file, kernel.as_deref(), &mut run)?;
+            self.write_run(&file, pushed_to, &mut run)?;
         }
-        if before > len
-            && let Some(kernel) = kernel
-        {
-            kernel.invalidate(&self.name, FileKind::Database, len);
+        if let Some(kernel) = kernel.as_deref() {
+            self.drop_from_cache(kernel, &file, before, len, is_pushed)?;
         }
         os::sync_data("database.sync", &file)
+    }
+
+    /// Drops from the kernel's cache what was cut off and, unless the pages were pushed to it, all it holds of the file.
+    fn drop_from_cache(
+        &self,
+        kernel: &dyn Kernel,
+        file: &File,
+        before: u64,
+        len: u64,
+        is_pushed: bool,
+    ) -> io::Result<()> {
+        if is_pushed && before > len {
+            kernel.invalidate(&self.name, FileKind::Database, len);
+        } else if !is_pushed {
+            // The last byte is stored: that way the kernel learns of a new end, and never by invalidating.
+            let mut last = [0];
+            os::read_or_zero_at(file, &mut last, len.saturating_sub(1))?;
+            self.push_to_cache(Some(kernel), len.saturating_sub(1), &last);
+            kernel.invalidate(&self.name, FileKind::Database, 0);
+        }
+        Ok(())
     }
 
     fn write_run(&self, file: &File, kernel: Option<&dyn Kernel>, run: &mut Run) -> io::Result<()> {
@@ -193,6 +222,7 @@ impl Database {
         }
         let offset = page_offset(run.first, run.page_size);
         os::write_all_at("database.write", file, &run.bytes, offset)?;
+        os::start_writing_back(file, offset, run.bytes.len());
         self.push_to_cache(kernel, offset, &run.bytes);
         run.bytes.clear();
         Ok(())

@@ -124,6 +124,8 @@ impl Database {
 
     /// Brings the files to the end of the log, when an earlier call failed in between. The caller holds [`Self::action`].
     fn complete_from_log(&self) -> Result<(), ApplyError> {
+        // A client was killed before it committed: nobody has seen that, and nobody shall.
+        self.withdraw_prepared(&mut self.capture.lock())?;
         let (at, end) = (self.pos(), self.log.last_pos());
         // Without a position a snapshot comes next (our history was set aside), and what is broken is not at the log's end
         // because the log cannot bring it there.

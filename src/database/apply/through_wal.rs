@@ -109,7 +109,7 @@ impl Database {
             let mut pages = OnePage { page, given: false };
             return wal_writer::append_transaction(wal, &shm.index, header, size, commit, &mut pages);
         }
-        wal_writer::append_transaction(wal, &shm.index, header, size, commit, &mut record.pages()?)
+        wal_writer::append_transaction(wal, &shm.index, header, size, commit, &mut *record.pages()?)
     }
 
     /// Nothing of the record is visible: takes it out of the log again, so that the stream can send it once more.

@@ -189,7 +189,9 @@ fn open_active(found: &mut Vec<(u64, PathBuf)>, opened: &mut Opened, access: Acc
             continue;
         };
         if len > scan.end {
-            opened.torn_bytes += len - scan.end;
+            if !segment::is_room(&file, scan.end, len)? {
+                opened.torn_bytes += len - scan.end;
+            }
             if access == Access::Write {
                 tidy(&path, os::set_len("log.truncate", &file, scan.end));
             }

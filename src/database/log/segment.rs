@@ -124,6 +124,21 @@ pub(super) fn image_is_whole(file: &File, entry: &Entry) -> io::Result<bool> {
     Ok(digest.value() == expected)
 }
 
+/// Whether there is nothing but zeros: room that was made for records, and no torn one.
+pub(super) fn is_room(file: &File, from: u64, to: u64) -> io::Result<bool> {
+    let mut buffer = vec![0; CHECK_BYTES];
+    let mut offset = from;
+    while offset < to {
+        let count = usize::try_from(to - offset).map_or(CHECK_BYTES, |left| left.min(CHECK_BYTES));
+        os::read_or_zero_at(file, &mut buffer[..count], offset)?;
+        if buffer[..count].iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        offset += count as u64;
+    }
+    Ok(true)
+}
+
 /// What a scan of a segment found.
 #[derive(Debug, Default)]
 pub(super) struct Scan {

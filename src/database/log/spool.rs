@@ -18,6 +18,8 @@ pub(super) const SUFFIX: &str = ".spool";
 const START: u64 = SEGMENT_HEADER_BYTES + FRAME_BYTES as u64;
 /// Bytes gathered before they are written.
 const BUFFER_BYTES: usize = 128 << 10;
+/// What is in the file is written to the disk in steps of this size, while more is being made.
+const WRITE_BACK_BYTES: u64 = 4 << 20;
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
@@ -30,6 +32,8 @@ pub struct Spool {
     buffer: Vec<u8>,
     /// Bytes of the image already in the file.
     written: u64,
+    /// Of these, how many are on their way to the disk.
+    written_back: u64,
     digest: Digest,
     adopted: bool,
 }
@@ -43,7 +47,7 @@ impl Log {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = Self::segments_dir(&self.dir).join(format!("{}-{number}{SUFFIX}", std::process::id()));
         let file = Arc::new(os::open_or_create("log.spool", &path)?);
-        Ok(Spool { path, file, buffer: Vec::new(), written: 0, digest: Digest::new(), adopted: false })
+        Ok(Spool { path, file, buffer: Vec::new(), written: 0, written_back: 0, digest: Digest::new(), adopted: false })
     }
 }
 
@@ -58,6 +62,14 @@ impl Spool {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    fn write_back(&mut self) {
+        let waiting = self.written - self.written_back;
+        if waiting >= WRITE_BACK_BYTES {
+            os::start_writing_back(&self.file, START + self.written_back, usize::try_from(waiting).unwrap_or(0));
+            self.written_back = self.written;
+        }
     }
 
     /// The file, and where the image starts in it; flush before reading.
@@ -108,6 +120,7 @@ impl Write for Spool {
             os::write_all_at("log.append", &self.file, bytes, START + self.written)?;
             self.digest.update(bytes);
             self.written += bytes.len() as u64;
+            self.write_back();
         } else {
             self.buffer.extend_from_slice(bytes);
         }
@@ -119,6 +132,7 @@ impl Write for Spool {
         self.digest.update(&self.buffer);
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
+        self.write_back();
         Ok(())
     }
 }

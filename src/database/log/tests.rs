@@ -178,6 +178,53 @@ fn a_torn_record_is_cut_wherever_it_is_torn() {
 }
 
 #[test]
+fn room_for_records_is_part_of_no_record() {
+    let dir = TempDir::new().expect("dir");
+    let mut history = History::new();
+    let start = history.pos;
+    let (mut log, _) = open(dir.path());
+    let mut expected = Vec::new();
+    let mut grown = 0;
+    for round in 0..80 {
+        log.make_room();
+        let image = history.next(1 + round % 3);
+        let before = segment_paths(dir.path()).last().map(|path| fs::metadata(path).expect("metadata").len());
+        log.append(&image).expect("append");
+        let after = segment_paths(dir.path()).last().map(|path| fs::metadata(path).expect("metadata").len());
+        grown += u32::from(before != after);
+        log.sync().expect("sync");
+        expected.push(image.bytes.to_vec());
+        if round % 7 == 0 {
+            log.make_room();
+            let (again, opened) = open(dir.path());
+            assert_eq!((opened, again.last_pos()), (Opened::default(), history.pos), "round {round}");
+            log = again;
+        }
+    }
+    assert!(segment_paths(dir.path()).len() > 1 && grown < 70, "records are written into the room");
+    assert!(images_after(&log, start) == expected);
+    for path in segment_paths(dir.path()).iter().rev().skip(1) {
+        let mut last = [0; 8];
+        let file = File::open(path).expect("open");
+        file.read_exact_at(&mut last, file.metadata().expect("metadata").len() - 8).expect("read");
+        assert_ne!(last, [0; 8], "a sealed segment ends with a record's checksum");
+    }
+    // A record torn in the room is still found.
+    let path = segment_paths(dir.path()).pop().expect("segment");
+    let end = log.size();
+    log.make_room();
+    let whole = history.pos;
+    log.append(&history.next(1)).expect("append");
+    let file = File::options().write(true).open(&path).expect("open");
+    let len: u64 =
+        segment_paths(dir.path()).iter().rev().skip(1).map(|path| fs::metadata(path).expect("metadata").len()).sum();
+    file.write_all_at(&[0; 8], end.bytes - len + 3000).expect("write");
+    let (log, opened) = open(dir.path());
+    assert_eq!(log.last_pos(), whole);
+    assert!(opened.torn_bytes > 0);
+}
+
+#[test]
 fn a_segment_without_a_whole_record_is_removed() {
     let dir = TempDir::new().expect("dir");
     let mut history = History::new();

@@ -372,7 +372,8 @@ impl Database {
     /// # Errors
     /// Writing; the next start then reads the database file.
     pub(crate) fn save_page_checksums(&self) -> io::Result<()> {
-        let state = self.capture.lock();
+        let mut state = self.capture.lock();
+        self.withdraw_prepared(&mut state)?;
         // Only what is in order is worth keeping: otherwise the next start must look.
         if state.page_size == 0 || state.rollback.is_pending() || self.health() != Health::Ok {
             return Ok(());

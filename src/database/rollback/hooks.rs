@@ -3,30 +3,18 @@
 
 use std::io;
 
-use super::{JournalPhase, RollbackState};
+use super::RollbackState;
+use super::phase::{JournalPhase, Looking};
 use crate::database::{CaptureState, Database};
 use crate::kernel::FileKind;
 use crate::os;
 use crate::sqlite::journal;
 
 impl RollbackState {
-    fn journal_header_written(&mut self) {
-        if self.journal == JournalPhase::Idle {
-            self.journal = JournalPhase::Active { synced: false };
-        }
+    pub(super) fn journal_ended(&mut self) {
+        self.journal = JournalPhase::Idle;
+        self.unjournaled = super::unjournaled::Writer::None;
     }
-
-    fn journal_synced(&mut self) {
-        if let JournalPhase::Active { synced } = &mut self.journal {
-            *synced = true;
-        }
-    }
-}
-
-/// Whether a write at the journal's beginning ends it: SQLite zeroes the header's fields. (A journal begun with `synchronous`
-/// on has a zero magic at first, too, but its sizes are set.)
-fn zeroes_header(data: &[u8]) -> bool {
-    data.get(..journal::HEADER_LEN).is_some_and(|fields| fields.iter().all(|byte| *byte == 0))
 }
 
 impl Database {
@@ -49,11 +37,12 @@ impl Database {
             return os::write_all_at("journal.write", &file, data, offset);
         }
         let mut state = self.capture.lock();
-        if zeroes_header(data) {
+        self.look_at_journal(&mut state, Looking::Writer)?;
+        if journal::is_zeroed(data) {
             return self.finish_journal(&mut state, || os::write_all_at("journal.zero", &file, data, 0));
         }
-        state.rollback.journal_header_written();
-        os::write_all_at("journal.write", &file, data, 0)
+        os::write_all_at("journal.write", &file, data, 0)?;
+        self.look_at_journal(&mut state, Looking::Writer)
     }
 
     /// A client cuts the journal. Cutting it to nothing is a commit (`journal_mode=TRUNCATE`).
@@ -69,13 +58,13 @@ impl Database {
         self.finish_journal(&mut state, || os::set_len("journal.truncate", &file, 0))
     }
 
-    /// A client syncs the journal.
+    /// A client syncs the journal. What it wrote to it before may have been its commit.
     ///
     /// # Errors
-    /// The sync.
+    /// The sync, or the capture: SQLite then rolls back.
     pub fn journal_sync(&self) -> io::Result<()> {
-        self.capture.lock().rollback.journal_synced();
         let file = self.files.journal(false)?;
+        self.look_at_synced_journal(&mut self.capture.lock(), &file)?;
         os::sync_data("journal.sync", &file)
     }
 
@@ -96,23 +85,24 @@ impl Database {
     /// The capture: SQLite then rolls back in every database.
     pub fn super_journal_unlink(&self, name: &str) -> io::Result<()> {
         let mut state = self.capture.lock();
-        let JournalPhase::Active { synced } = state.rollback.journal else { return Ok(()) };
+        self.look_at_journal(&mut state, Looking::Writer)?;
+        let JournalPhase::Active { synced, .. } = state.rollback.journal else { return Ok(()) };
         let file = self.files.journal(false)?;
         let Some(named) = journal::super_journal_name(&file)? else { return Ok(()) };
         if named.rsplit('/').next() == Some(name) {
-            self.capture_dirty_pages(&mut state, synced)?;
+            self.commit_or_capture(&mut state, synced)?;
         }
         Ok(())
     }
 
     /// Captures the transaction that the journal's end commits, then ends it.
     fn finish_journal(&self, state: &mut CaptureState, end: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        let durable = state.rollback.journal == JournalPhase::Active { synced: true };
-        self.capture_dirty_pages(state, durable)?;
+        self.look_at_journal(state, Looking::Writer)?;
+        let durable = state.rollback.is_durable();
+        self.commit_or_capture(state, durable)?;
         end()?;
         // Only now: when the end fails, SQLite rolls back under the same journal.
-        state.rollback.journal = JournalPhase::Idle;
-        state.rollback.unjournaled = super::unjournaled::Writer::None;
+        state.rollback.journal_ended();
         Ok(())
     }
 }

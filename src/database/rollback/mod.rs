@@ -1,7 +1,7 @@
 //! Capture in the rollback modes (DESIGN §5): DELETE, TRUNCATE, PERSIST, MEMORY and OFF, and files copied into the mount.
 //!
 //! Clients' writes to the database file and its journal come to us. A write marks pages dirty; the journal's end (unlink,
-//! truncation to nothing, a zeroed header) is the commit, and becomes a record *before* it is let through: when that fails, so
+//! truncation to nothing, a zeroed header) is the commit, and has a record *before* it is let through: when that fails, so
 //! does SQLite's operation, and SQLite rolls back. A rollback ends the journal as well; its pages have their old checksums
 //! again, so it leaves no record. With a super-journal the commit of all its databases is the super-journal's unlink.
 //!
@@ -9,6 +9,8 @@
 
 mod dirty;
 mod hooks;
+mod phase;
+mod prepare;
 mod source;
 mod unjournaled;
 
@@ -16,9 +18,10 @@ use std::fs::File;
 use std::io;
 
 use self::dirty::DirtyPages;
+use self::phase::{JournalPhase, Looking};
 pub(crate) use self::source::FilePages;
 pub(crate) use self::unjournaled::Moment;
-use super::{CaptureState, Database, PageSource, TxHead};
+use super::{CaptureState, Database, PageSource, Prepared, TxHead};
 use crate::Pos;
 use crate::os;
 use crate::sqlite::header::{DatabaseHeader, HEADER_LEN, VERSION_WAL};
@@ -38,19 +41,8 @@ pub(crate) struct RollbackState {
     unjournaled: unjournaled::Writer,
     /// Whether page 1 of the file says WAL; `None`: not read yet.
     wal: Option<bool>,
-}
-
-/// Where the running transaction's journal is.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum JournalPhase {
-    /// None, or finalised.
-    #[default]
-    Idle,
-    /// A header was written.
-    Active {
-        /// The client synced it since: it runs with `synchronous` of at least NORMAL.
-        synced: bool,
-    },
+    /// The record of the dirty pages, if it is in the log already.
+    prepared: Option<Prepared>,
 }
 
 impl RollbackState {
@@ -70,12 +62,16 @@ impl Database {
     /// A client writes to the database file.
     pub(super) fn rollback_db_write(&self, state: &mut CaptureState, offset: u64, data: &[u8]) -> io::Result<()> {
         // Marked before: also a write that fails may have changed the page.
+        self.look_at_journal(state, Looking::Writer)?;
+        self.withdraw_prepared(state)?;
         self.note_db_write(state, offset, data)?;
         os::write_all_at("database.write", &*self.files.database()?, data, offset)
     }
 
     /// A client cuts or grows the database file.
     pub(super) fn rollback_db_truncate(&self, state: &mut CaptureState, len: u64) -> io::Result<()> {
+        self.look_at_journal(state, Looking::Writer)?;
+        self.withdraw_prepared(state)?;
         self.note_db_truncate(state, len)?;
         os::set_len("database.truncate", &*self.files.database()?, len)
     }
@@ -139,10 +135,27 @@ impl Database {
         Ok(wal)
     }
 
-    /// Makes a record of the dirty pages, as the file shows them now. `None`: nothing differs from the last record.
+    /// Makes a record of the dirty pages, as the file shows them now, and publishes it. `None`: nothing differs from the last
+    /// record.
     ///
     /// On an error the pages stay dirty: SQLite will write them back and finalise again.
     fn capture_dirty_pages(&self, state: &mut CaptureState, durable: bool) -> io::Result<Option<Pos>> {
+        self.withdraw_prepared(state)?;
+        let Some(prepared) = self.make_record_of_dirty_pages(state)? else {
+            state.rollback.dirty.clear();
+            return Ok(None);
+        };
+        if durable {
+            let synced = self.sync_prepared(state);
+            self.note_outcome("sync the log", synced.as_ref().err());
+            synced?;
+        }
+        state.rollback.dirty.clear();
+        Ok(Some(self.publish_prepared(state, prepared)))
+    }
+
+    /// Appends the record of the dirty pages to the log. They stay dirty. `None`: nothing differs from the last record.
+    fn make_record_of_dirty_pages(&self, state: &mut CaptureState) -> io::Result<Option<Prepared>> {
         if state.rollback.dirty.is_empty() {
             return Ok(None);
         }
@@ -150,7 +163,6 @@ impl Database {
         let len = file.metadata()?.len();
         if len == 0 && state.page_size == 0 {
             // The first transaction of a new database was rolled back.
-            state.rollback.dirty.clear();
             return Ok(None);
         }
         let mut head = [0; HEADER_LEN];
@@ -163,23 +175,20 @@ impl Database {
             // The lease does not cover this instant: SQLite rolls back, which is let through as nothing differs then.
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        // The set is taken out so that its iterator and `state` do not share a borrow; it goes back on failure.
+        // The set is taken out so that its iterator and `state` do not share a borrow.
         let dirty = std::mem::take(&mut state.rollback.dirty);
         let head = TxHead {
             page_size: header.page_size,
             commit,
             page_count_hint: dirty.len(),
             skip_unchanged: true,
-            durable,
             ..TxHead::default()
         };
         let pages = transaction_pages(state, &dirty, &header, commit);
         let mut source = FilePages::new(&file, header.page_size, pages);
-        let result = self.commit_transaction(state, &head, &mut source);
+        let result = self.prepare_transaction(state, &head, &mut source);
         drop(source);
-        if result.is_err() {
-            state.rollback.dirty = dirty;
-        }
+        state.rollback.dirty = dirty;
         result
     }
 

@@ -8,7 +8,7 @@
 
 use std::io;
 
-use super::JournalPhase;
+use super::phase::{JournalPhase, Looking};
 use crate::database::{CaptureState, Database};
 use crate::os;
 use crate::sqlite::header::{DatabaseHeader, HEADER_LEN};
@@ -62,6 +62,10 @@ impl Database {
 
     /// Captures what was written without a journal, if its transaction has ended. Cheap when there is nothing.
     pub(crate) fn capture_unjournaled(&self, state: &mut CaptureState, moment: Moment) -> io::Result<()> {
+        if state.rollback.is_pending() {
+            let looking = if moment == Moment::Sync { Looking::Writer } else { Looking::Bystander };
+            self.look_at_journal(state, looking)?;
+        }
         let pending = state.rollback.unjournaled != Writer::None && !state.rollback.dirty.is_empty();
         if !pending || state.rollback.journal != JournalPhase::Idle {
             return Ok(());

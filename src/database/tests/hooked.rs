@@ -16,6 +16,16 @@ use crate::database::Database;
 struct Context {
     real: *mut ffi::sqlite3_vfs,
     databases: Vec<(PathBuf, Arc<Database>)>,
+    journals: Journals,
+}
+
+/// How writes to journals go, as on a mount with or without passthrough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Journals {
+    /// Through the hook.
+    Relayed,
+    /// Past it, where the open created the journal.
+    Passed,
 }
 
 impl Context {
@@ -32,10 +42,12 @@ struct File {
     /// A leaked `Arc`, or null for a file that has no hooks.
     database: *const Database,
     kind: c_int,
+    /// Writes are not hooked.
+    passed: bool,
 }
 
 /// Registers a VFS whose files are hooked into these databases; its name.
-pub(super) fn register(databases: Vec<(PathBuf, Arc<Database>)>) -> String {
+pub(super) fn register(databases: Vec<(PathBuf, Arc<Database>)>, journals: Journals) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let name = format!("hooked{}", NEXT.fetch_add(1, Ordering::Relaxed));
     let c_name = CString::new(name.clone()).expect("name").into_raw();
@@ -43,7 +55,7 @@ pub(super) fn register(databases: Vec<(PathBuf, Arc<Database>)>) -> String {
     // ignore the VFS they are given but for its path length, except xOpen and xDelete, which are ours.
     unsafe {
         let real = ffi::sqlite3_vfs_find(std::ptr::null());
-        let context = Box::into_raw(Box::new(Context { real, databases }));
+        let context = Box::into_raw(Box::new(Context { real, databases, journals }));
         let size = c_int::try_from(size_of::<File>()).expect("small") + (*real).szOsFile;
         let vfs = ffi::sqlite3_vfs {
             szOsFile: size,
@@ -95,8 +107,8 @@ unsafe extern "C" fn open(
         let text = if path.is_null() { "" } else { CStr::from_ptr(path).to_str().expect("UTF-8") };
         let database = context.find(text).filter(|_| kind != 0);
         (*file).pMethods = std::ptr::null();
+        let created = flags & ffi::SQLITE_OPEN_CREATE != 0 && !std::path::Path::new(text).exists();
         if let Some(database) = database {
-            let created = flags & ffi::SQLITE_OPEN_CREATE != 0 && !std::path::Path::new(text).exists();
             let hooked = match kind {
                 ffi::SQLITE_OPEN_MAIN_DB => database.db_opened(),
                 ffi::SQLITE_OPEN_MAIN_JOURNAL if created => database.journal_created(),
@@ -116,6 +128,8 @@ unsafe extern "C" fn open(
         (*file.cast::<File>()).database =
             database.map_or(std::ptr::null(), |database| Arc::into_raw(Arc::clone(database)));
         (*file.cast::<File>()).kind = kind;
+        (*file.cast::<File>()).passed =
+            created && kind == ffi::SQLITE_OPEN_MAIN_JOURNAL && context.journals == Journals::Passed;
         (*file).pMethods = &raw const METHODS;
         result
     }
@@ -163,7 +177,7 @@ unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, data: *const c_void, le
         let at = u64::try_from(offset).expect("offset");
         match hooks(file) {
             Some((database, ffi::SQLITE_OPEN_MAIN_DB)) => code(database.db_write(at, bytes), ffi::SQLITE_IOERR_WRITE),
-            Some((database, ffi::SQLITE_OPEN_MAIN_JOURNAL)) => {
+            Some((database, ffi::SQLITE_OPEN_MAIN_JOURNAL)) if !(*file.cast::<File>()).passed => {
                 code(database.journal_write(at, bytes), ffi::SQLITE_IOERR_WRITE)
             }
             _ => (*(*real(file)).pMethods).xWrite.expect("method")(real(file), data, len, offset),

@@ -120,7 +120,7 @@ fn a_deposed_primarys_own_transactions_are_set_aside_before_a_snapshot_replaces_
     drop(writer);
     first.store.set_mode(Mode::Replica, WAIT).expect("demotes");
     second.store.set_mode(Mode::Primary, WAIT).expect("promotes");
-    let vfs = super::hooked::register(vec![(second.path("db"), Arc::clone(&new))]);
+    let vfs = super::hooked::register(vec![(second.path("db"), Arc::clone(&new))], super::hooked::Journals::Passed);
     let writer = open(&second, "db", &vfs);
     for value in 0..5 {
         writer.execute("INSERT INTO t VALUES(?1)", [value]).expect("writes");

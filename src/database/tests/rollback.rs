@@ -2,11 +2,12 @@
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use rusqlite::{Connection, OpenFlags};
 
 use super::client::image;
-use super::hooked;
+use super::hooked::{self, Journals};
 use super::model::Model;
 use super::{Node, WAIT};
 use crate::database::Database;
@@ -15,8 +16,12 @@ use crate::{DbName, WriteGate};
 
 /// An empty database and the name of a VFS by which clients reach it.
 pub(super) fn hooked_database(node: &Node, name: &str) -> (Arc<Database>, String) {
+    database_behind(node, name, Journals::Relayed)
+}
+
+fn database_behind(node: &Node, name: &str, journals: Journals) -> (Arc<Database>, String) {
     let database = node.store.create(&name.parse::<DbName>().expect("name")).expect("creates");
-    let vfs = hooked::register(vec![(node.path(name), Arc::clone(&database))]);
+    let vfs = hooked::register(vec![(node.path(name), Arc::clone(&database))], journals);
     (database, vfs)
 }
 
@@ -45,7 +50,7 @@ pub(super) fn file(database: &Database) -> Vec<u8> {
     bytes
 }
 
-const MODES: [&str; 8] = [
+const MODES: [&str; 11] = [
     "journal_mode=DELETE",
     "journal_mode=TRUNCATE",
     "journal_mode=PERSIST",
@@ -54,6 +59,9 @@ const MODES: [&str; 8] = [
     "locking_mode=EXCLUSIVE; PRAGMA journal_mode=DELETE",
     "journal_mode=DELETE; PRAGMA synchronous=OFF",
     "journal_mode=MEMORY; PRAGMA synchronous=OFF",
+    "journal_mode=PERSIST; PRAGMA synchronous=OFF",
+    "locking_mode=EXCLUSIVE; PRAGMA journal_mode=PERSIST; PRAGMA synchronous=OFF",
+    "locking_mode=EXCLUSIVE; PRAGMA journal_mode=TRUNCATE",
 ];
 
 fn step(connection: &Connection, random: &mut fastrand::Rng, journaled: bool) {
@@ -75,28 +83,39 @@ fn step(connection: &Connection, random: &mut fastrand::Rng, journaled: bool) {
 #[test]
 fn every_transaction_of_every_mode_is_one_record() {
     for (number, mode) in MODES.into_iter().enumerate() {
-        let page_size = [512, 4096][number % 2];
-        let node = Node::start(Mode::Primary);
-        let (database, vfs) = hooked_database(&node, "db");
-        let connection = open(&node, "db", &vfs);
-        connection
-            .execute_batch(&format!(
-                "PRAGMA page_size={page_size}; PRAGMA auto_vacuum=incremental; PRAGMA cache_size=10; PRAGMA {mode};
-                 CREATE TABLE t(id INTEGER PRIMARY KEY, x);"
-            ))
-            .expect(mode);
-        let mut model = Model::default();
-        check(&database, &mut model, &connection, mode);
-        let mut random = fastrand::Rng::with_seed(number as u64);
-        for _ in 0..25 {
-            step(&connection, &mut random, mode != "journal_mode=OFF");
-            check(&database, &mut model, &connection, mode);
-        }
-        let before = database.pos();
-        connection.execute_batch("INSERT INTO t(x) VALUES('last')").expect("writes");
-        check(&database, &mut model, &connection, mode);
-        assert_eq!(database.pos().txid, before.txid.next(), "{mode}");
+        one_record_per_transaction(number, mode, Journals::Relayed);
     }
+}
+
+#[test]
+fn every_transaction_of_every_mode_is_one_record_without_seeing_the_journal() {
+    for (number, mode) in MODES.into_iter().enumerate() {
+        one_record_per_transaction(number, mode, Journals::Passed);
+    }
+}
+
+fn one_record_per_transaction(number: usize, mode: &str, journals: Journals) {
+    let page_size = [512, 4096][number % 2];
+    let node = Node::start(Mode::Primary);
+    let (database, vfs) = database_behind(&node, "db", journals);
+    let connection = open(&node, "db", &vfs);
+    connection
+        .execute_batch(&format!(
+            "PRAGMA page_size={page_size}; PRAGMA auto_vacuum=incremental; PRAGMA cache_size=10; PRAGMA {mode};
+             CREATE TABLE t(id INTEGER PRIMARY KEY, x);"
+        ))
+        .expect(mode);
+    let mut model = Model::default();
+    check(&database, &mut model, &connection, mode);
+    let mut random = fastrand::Rng::with_seed(number as u64);
+    for _ in 0..25 {
+        step(&connection, &mut random, mode != "journal_mode=OFF");
+        check(&database, &mut model, &connection, mode);
+    }
+    let before = database.pos();
+    connection.execute_batch("INSERT INTO t(x) VALUES('last')").expect("writes");
+    check(&database, &mut model, &connection, mode);
+    assert_eq!(database.pos().txid, before.txid.next(), "{mode}");
 }
 
 #[test]
@@ -115,27 +134,64 @@ fn a_rollback_leaves_no_record() {
 
 #[test]
 fn a_commit_beyond_the_lease_fails_and_the_next_one_works() {
-    struct Gate(std::sync::atomic::AtomicBool);
-    impl WriteGate for Gate {
-        fn is_open(&self) -> bool {
-            self.0.load(std::sync::atomic::Ordering::Acquire)
-        }
-    }
     let node = Node::start(Mode::Primary);
     let (database, vfs) = hooked_database(&node, "db");
     let connection = open(&node, "db", &vfs);
     connection.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES(1)").expect("writes");
     let before = database.pos();
-    let gate = Arc::new(Gate(std::sync::atomic::AtomicBool::new(false)));
+    let gate = Arc::new(Gate(AtomicI64::new(0)));
     node.store.set_write_gate(gate.clone());
     assert!(connection.execute_batch("INSERT INTO t VALUES(2)").is_err(), "the lease has run out");
     assert_eq!(database.pos(), before);
-    gate.0.store(true, std::sync::atomic::Ordering::Release);
+    gate.open_for(i64::MAX);
     let rows: i64 = connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).expect("reads");
     assert_eq!(rows, 1, "rolled back");
     connection.execute_batch("INSERT INTO t VALUES(3)").expect("writes");
     assert_eq!(database.pos().txid, before.txid.next());
     check(&database, &mut Model::default(), &connection, "after a refused commit");
+}
+
+/// The lease: how often it may be asked before it has run out.
+struct Gate(AtomicI64);
+
+impl Gate {
+    fn open_for(&self, times: i64) {
+        self.0.store(times, Ordering::Release);
+    }
+}
+
+impl WriteGate for Gate {
+    fn is_open(&self) -> bool {
+        self.0.fetch_sub(1, Ordering::AcqRel) > 0
+    }
+}
+
+#[test]
+fn a_commit_is_refused_at_whatever_moment_the_lease_ends() {
+    for mode in ["journal_mode=DELETE", "journal_mode=PERSIST", "locking_mode=EXCLUSIVE; PRAGMA journal_mode=DELETE"] {
+        let node = Node::start(Mode::Primary);
+        let (database, vfs) = database_behind(&node, "db", Journals::Passed);
+        let connection = open(&node, "db", &vfs);
+        connection.execute_batch("CREATE TABLE t(x)").expect("writes");
+        connection.execute_batch(&format!("PRAGMA {mode}")).expect(mode);
+        let gate = Arc::new(Gate(AtomicI64::new(i64::MAX)));
+        node.store.set_write_gate(gate.clone());
+        let (mut committed, mut refused) = (0, 0);
+        for asked in 0..6 {
+            let before = database.position_now().expect("captures");
+            gate.open_for(asked);
+            let result = connection.execute_batch("INSERT INTO t VALUES(2)");
+            gate.open_for(i64::MAX);
+            committed += i64::from(result.is_ok());
+            refused += i64::from(result.is_err());
+            let rows: i64 = connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).expect("reads");
+            assert_eq!(rows, committed, "{mode}: refused is rolled back");
+            let now = database.position_now().expect("captures");
+            assert_eq!(now.txid.0 - before.txid.0, u64::from(result.is_ok()), "{mode}");
+            check(&database, &mut Model::default(), &connection, mode);
+        }
+        assert!(committed > 0 && refused > 1, "{mode}: {committed} committed, {refused} refused");
+    }
 }
 
 #[test]
@@ -183,7 +239,8 @@ fn a_transaction_over_two_databases_commits_in_both() {
     let node = Node::start(Mode::Primary);
     let names = ["a", "b"];
     let databases = names.map(|name| node.store.create(&name.parse::<DbName>().expect("name")).expect("creates"));
-    let vfs = hooked::register(names.iter().map(|name| node.path(name)).zip(databases.iter().cloned()).collect());
+    let paths = names.iter().map(|name| node.path(name)).zip(databases.iter().cloned()).collect();
+    let vfs = hooked::register(paths, Journals::Passed);
     let connection = open(&node, "a", &vfs);
     connection
         .execute_batch(&format!(
