@@ -203,6 +203,9 @@ impl Database {
         state.page_size = header.page_size;
         state.pos = Pos::new(header.max_txid, post);
         self.publish(state, header.timestamp_ms);
+        if header.is_snapshot() {
+            self.log.drop_superseded();
+        }
         state.pos
     }
 

@@ -120,7 +120,7 @@ fn create_backing(located: &Located, creator: Creator) -> Result<bool> {
         .write(true)
         .create_new(true)
         .custom_flags(libc::O_NOFOLLOW)
-        .mode(0o600)
+        .mode(creator.mode & 0o777)
         .open(&located.path);
     let file = match file {
         Ok(file) => file,
@@ -133,6 +133,9 @@ fn create_backing(located: &Located, creator: Creator) -> Result<bool> {
     if rustix::process::geteuid().is_root() && (meta.uid(), meta.gid()) != (creator.uid, creator.gid) {
         owner.apply(&file)?;
     }
-    Changes { mode: Some(creator.mode), ..Changes::default() }.apply(&file)?;
+    // Our umask may have taken something off.
+    if meta.mode() & 0o7777 != creator.mode & 0o7777 {
+        Changes { mode: Some(creator.mode), ..Changes::default() }.apply(&file)?;
+    }
     Ok(true)
 }

@@ -169,6 +169,9 @@ impl Database {
         record.update(state);
         self.note_received(state);
         self.publish(state, record.header.timestamp_ms);
+        if record.header.is_snapshot() {
+            self.log.drop_superseded();
+        }
         if *self.health.lock() != Health::Ok {
             self.set_healthy();
         }

@@ -59,7 +59,6 @@ impl Log {
             state.cache.push(entry.min, image.bytes.clone());
             state.last = Some(Last { header: image.header, post: entry.post });
         }
-        self.drop_before_snapshot(&image.header);
         Ok(())
     }
 
@@ -86,7 +85,6 @@ impl Log {
             }
             state.last = Some(Last { header, post });
         }
-        self.drop_before_snapshot(&header);
         Ok(Pos::new(header.max_txid, post))
     }
 
@@ -199,17 +197,16 @@ impl Log {
         state.next_sequence = sequence + 1;
     }
 
-    /// After a snapshot record: makes it durable and removes what lies before it. When that fails, opening the log does it.
-    fn drop_before_snapshot(&self, header: &Header) {
-        if !header.is_snapshot() {
-            return;
-        }
+    /// Removes what lies before the newest snapshot record, which takes its place, and makes that durable first. Called when the
+    /// record has become the database's position: until then it may be taken back. When this fails, opening the log does it.
+    pub fn drop_superseded(&self) {
+        let _appender = self.appender.lock();
         let useless: Vec<Segment> = {
             let mut state = self.state.lock();
+            let Some(at) = state.segments.iter().rposition(|segment| segment.first.is_snapshot()) else { return };
             state.chain_start = Txid::ZERO;
             state.sealed.clear();
-            let before = state.segments.len() - 1;
-            state.segments.drain(..before).collect()
+            state.segments.drain(..at).collect()
         };
         if useless.is_empty() {
             return;

@@ -3,7 +3,8 @@
 //! Appending to a file costs a few µs where creating one costs hundreds (DESIGN §6), so a record is appended to the
 //! *active* segment; full segments are *sealed* (synced, never changed again) and dropped whole by retention. A record
 //! too large for memory is written to a file of its own ([`Spool`]) that then becomes a segment without being copied.
-//! A snapshot record (min TXID 1) makes everything before it useless: it starts a segment, and older ones are removed.
+//! A snapshot record (min TXID 1) makes everything before it useless: it starts a segment, and older ones are removed
+//! once it is published ([`Log::drop_superseded`]); until then it can be taken back.
 //! Files of LiteFS (`ltx/<min>-<max>.ltx`) are read as segments of one record each.
 //!
 //! In memory are the index of the active segment, where each sealed one starts, and the newest records; the index of

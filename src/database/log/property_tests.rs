@@ -137,6 +137,7 @@ impl World {
             Step::Snapshot => {
                 let image = self.history.snapshot();
                 self.log.append(&image).expect("append");
+                self.log.drop_superseded();
                 self.push(Pos::ZERO, true, image.bytes.to_vec());
             }
             Step::Spool(pages) => self.spool(*pages),

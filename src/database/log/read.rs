@@ -26,10 +26,11 @@ impl State {
         if txid < self.chain_start {
             return Place::None;
         }
-        let after = self.segments.partition_point(|segment| segment.first.min_txid <= txid);
-        let Some(index) = after.checked_sub(1) else { return Place::None };
+        // From the end: behind older segments there may be a snapshot that takes their place.
+        let holds = |segment: &Segment| segment.first.min_txid <= txid;
+        let Some(index) = self.segments.iter().rposition(holds) else { return Place::None };
         let Some(segment) = self.segments.get(index) else { return Place::None };
-        if let Some(next) = self.segments.get(after) {
+        if let Some(next) = self.segments.get(index + 1) {
             return match self.sealed.iter().find(|sealed| sealed.path == segment.path) {
                 Some(sealed) => sealed.place(txid),
                 None => Place::Sealed(segment.clone(), next.first.pre()),

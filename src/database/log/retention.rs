@@ -59,7 +59,15 @@ impl Log {
         let _syncing = self.syncing.lock();
         let (removed, kept) = {
             let state = self.state.lock();
-            let keep = state.segments.partition_point(|segment| segment.first.min_txid <= txid);
+            let stays = |segment: &Segment| match segment.first.is_snapshot() {
+                true => segment.first.max_txid <= txid,
+                false => segment.first.min_txid <= txid,
+            };
+            let keep = state.segments.iter().rposition(stays).map_or(0, |last| last + 1);
+            let snapshot = state.segments.front().filter(|segment| segment.first.is_snapshot());
+            if keep == 0 && snapshot.is_some() && txid > Txid::ZERO {
+                return Err(inside(txid));
+            }
             let removed: Vec<PathBuf> = state.segments.iter().skip(keep).map(|segment| segment.path.clone()).collect();
             (removed, keep.checked_sub(1).and_then(|last| state.segments.get(last).cloned()))
         };
@@ -109,6 +117,10 @@ impl State {
     }
 }
 
+fn inside(txid: Txid) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("TXID {txid} lies inside a record of the log"))
+}
+
 /// What becomes of the segment that holds the last record kept.
 struct Cut {
     entries: Vec<Entry>,
@@ -120,8 +132,7 @@ struct Cut {
 
 impl Cut {
     fn plan(segment: &Segment, txid: Txid) -> io::Result<Self> {
-        let inside =
-            || io::Error::new(io::ErrorKind::InvalidInput, format!("TXID {txid} lies inside a record of the log"));
+        let inside = || inside(txid);
         if segment.is_legacy() {
             let (header, entry) = legacy::read_entry(&segment.path)?.ok_or_else(inside)?;
             if entry.max != txid {

@@ -286,7 +286,14 @@ fn a_snapshot_starts_history_over() {
     let (log, _) = open(dir.path());
     grow_to_segments(&log, &mut history, 2, dir.path());
     let before = history.pos;
+    // Until it is published it may be taken back.
+    let lost = History { builder: ImageBuilder::new(), random: fastrand::Rng::with_seed(2), pos: before }.snapshot();
+    log.append(&lost).expect("append");
+    assert_eq!(log.read(before.txid).expect("read").map(|record| record.post), Some(lost.post()));
+    assert_eq!(log.truncate_after(before.txid).expect("truncate"), before);
+    assert!(log.contains(before).expect("read"));
     log.append(&history.snapshot()).expect("append");
+    log.drop_superseded();
     log.append(&history.next(1)).expect("append");
     for log in [log, open(dir.path()).0] {
         assert_eq!((log.first_pos(), log.last_pos()), (Some(Pos::ZERO), history.pos));

@@ -92,12 +92,19 @@ fn what_is_no_database_changes_nothing() {
         std::fs::write(&bad, bytes).expect("writes");
         assert_eq!(database.import(&bad).expect_err("refused").kind(), io::ErrorKind::InvalidData);
     }
-    for label in ["log.append", "log.spool", "import.reserve", "log.adopt"] {
-        let injected = fault::on_this_thread(label, libc::ENOSPC, u64::MAX);
-        assert_eq!(database.import(&source).expect_err("full").raw_os_error(), Some(libc::ENOSPC), "{label}");
-        drop(injected);
-        assert_eq!((database.pos(), client.run("SELECT x FROM t")), (pos, Ok("7".into())), "{label}");
-        client.run("BEGIN IMMEDIATE; ROLLBACK").expect("clients may write again");
+    let other_size = file(files.path(), "PRAGMA page_size=1024;", "small", 50);
+    for label in ["log.append", "log.spool", "import.reserve", "log.adopt", "log.sync"] {
+        for source in [&source, &other_size] {
+            // The first sync of an import is that of the record.
+            let times = if label == "log.sync" { 1 } else { u64::MAX };
+            database.log.sync().expect("syncs");
+            let injected = fault::on_this_thread(label, libc::ENOSPC, times);
+            assert_eq!(database.import(source).expect_err("full").raw_os_error(), Some(libc::ENOSPC), "{label}");
+            drop(injected);
+            assert_eq!((database.pos(), client.run("SELECT x FROM t")), (pos, Ok("7".into())), "{label}");
+            assert_eq!(database.log.last_pos(), pos, "{label}: the log is as before");
+            client.run("BEGIN IMMEDIATE; ROLLBACK").expect("clients may write again");
+        }
     }
     node.store.set_mode(Mode::Replica, WAIT).expect("mode");
     assert_eq!(database.import(&source).expect_err("replica").kind(), io::ErrorKind::ReadOnlyFilesystem);
