@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use fuser::{BackgroundSession, BackingId, Config, Filesystem, Session, SessionACL};
 use litefs::Store;
@@ -24,6 +25,11 @@ use crate::workers::FUSE_THREADS;
 
 /// Threads that read requests of the control mount; what waits there has a thread of its own.
 const CONTROL_THREADS: usize = 2;
+
+/// How long the connections may take to end after the unmount.
+const END_AT_MOST: Duration = Duration::from_secs(1);
+/// Between two looks whether they have.
+const END_POLL: Duration = Duration::from_millis(5);
 
 /// `fuse.passthrough`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -152,13 +158,23 @@ impl Mount {
         Arc::clone(&self.kernel) as Arc<dyn litefs::Kernel>
     }
 
-    /// Takes the engine off the mount and unmounts both. Clients that still hold files get errors from then on.
+    /// Takes the engine off the mount and unmounts both. Clients that still hold files get errors from then on; those in another
+    /// mount namespace, where an unmount here does not reach, when this process ends.
     ///
     /// # Errors
     /// When the kernel refuses; what could be unmounted is.
     pub fn unmount(mut self) -> Result<(), MountError> {
         self.stop()?;
+        let deadline = Instant::now() + END_AT_MOST;
         for thread in self.threads.drain(..) {
+            while !thread.is_finished() && Instant::now() < deadline {
+                thread::sleep(END_POLL);
+            }
+            if !thread.is_finished() {
+                let dir = self.dir.display();
+                tracing::warn!(%dir, "another mount namespace still has this mount; it is dead there from now on");
+                return Ok(());
+            }
             if thread.join().is_err() {
                 tracing::error!("a thread of the mount panicked; this is a defect of litefs");
             }

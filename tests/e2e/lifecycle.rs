@@ -139,6 +139,27 @@ fn a_mount_taken_away_from_outside_ends_the_node() {
 }
 
 #[test]
+fn a_copy_of_the_mount_in_another_namespace_does_not_hold_the_stop_up() {
+    let mut node = Node::primary();
+    cli(&node.db("a.db"), "CREATE TABLE t(x)").expect("create");
+    let script = format!("touch {}/copied; exec sleep 1000", node.folder().display());
+    let mut holder = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("unshare");
+    wait_until("the namespace is there", &true, || node.folder().join("copied").exists());
+    let code = node.stop();
+    let log = node.log();
+    node.launch();
+    node.wait_ready();
+    assert_eq!(cli(&node.db("a.db"), "SELECT count(*) FROM t").expect("read"), "0");
+    holder.kill().expect("kill");
+    holder.wait().expect("wait");
+    assert_eq!(code, Some(0), "{log}");
+}
+
+#[test]
 fn two_nodes_never_share_a_data_directory() {
     let first = Node::primary();
     let mut second = Node::new(NodeConfig::default());
