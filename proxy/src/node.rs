@@ -67,6 +67,17 @@ pub trait Cluster: Send + Sync + 'static {
         None
     }
 
+    /// Replica: whether everything here belongs to the history of the last primary known. If not, positions say nothing about what a client has
+    /// seen: a node that was primary may have transactions of its own under the numbers that its successor has given to others.
+    fn has_shared_history(&self) -> bool {
+        true
+    }
+
+    /// Waits until [`Self::has_shared_history`].
+    fn shared_history(&self) -> WaitFuture<'_> {
+        Box::pin(std::future::ready(()))
+    }
+
     /// Whether the lease covered this moment, so that what was captured then belongs to the cluster's history.
     fn lease_covers(&self, moment: Instant) -> bool;
 }

@@ -49,17 +49,19 @@ pub(crate) fn route(
         // A node that has lost its lease and does not know yet: what the client has seen may come from its successor.
         // Under a valid lease nobody else has written, and this node is the authority also for what it never reached.
         let overtaken = request.is_read()
-            && first_missing(config, &request.token, positions).is_some()
+            && may_lack(config, &request.token, positions, cluster)
             && !cluster.lease_covers(Instant::now());
         return if overtaken { Route::Wait } else { Route::Primary };
     }
     if !request.is_read() || config.always_forward.matches(path) {
         return Route::NeedsPrimary;
     }
-    match first_missing(config, &request.token, positions) {
-        None => Route::Fresh,
-        Some(_) => Route::Wait,
-    }
+    if may_lack(config, &request.token, positions, cluster) { Route::Wait } else { Route::Fresh }
+}
+
+/// Whether the client may have seen what is not here.
+fn may_lack(config: &ProxyConfig, token: &Token, positions: &dyn Positions, cluster: &dyn Cluster) -> bool {
+    !token.is_empty() && (!cluster.has_shared_history() || first_missing(config, token, positions).is_some())
 }
 
 /// The first tracked database of which the client has seen more than is here, and what it has seen.

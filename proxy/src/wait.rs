@@ -60,8 +60,14 @@ pub(crate) async fn for_position(shared: &Shared, token: &Token) -> Reached {
     let settings = &shared.config.settings;
     let mut role = shared.role.clone();
     let reached = async {
-        while let Some((db, txid)) = first_missing(&shared.config, token, shared.positions.as_ref()) {
-            shared.positions.wait(db, txid).await;
+        loop {
+            // First: what the positions mean may change with it.
+            shared.cluster.shared_history().await;
+            match first_missing(&shared.config, token, shared.positions.as_ref()) {
+                Some((db, txid)) => shared.positions.wait(db, txid).await,
+                None if shared.cluster.has_shared_history() => return,
+                None => {}
+            }
         }
     };
     let mut reached = std::pin::pin!(reached);

@@ -17,11 +17,18 @@ pub struct Lag {
     in_sync_at: AtomicI64,
     /// Whether it ever was.
     synced: watch::Sender<bool>,
+    /// Whether everything here belongs to the history of the primary that was last connected: not since this node has been
+    /// a primary itself, and not between the start of a stream and its `ready`.
+    is_shared: watch::Sender<bool>,
 }
 
 impl Default for Lag {
     fn default() -> Self {
-        Self { in_sync_at: AtomicI64::new(i64::MIN), synced: watch::Sender::new(false) }
+        Self {
+            in_sync_at: AtomicI64::new(i64::MIN),
+            synced: watch::Sender::new(false),
+            is_shared: watch::Sender::new(false),
+        }
     }
 }
 
@@ -31,6 +38,24 @@ impl Lag {
         // A primary whose clock was ahead for a while must not hide what comes later.
         self.in_sync_at.fetch_max(timestamp_ms.min(now_ms()), Ordering::Relaxed);
         self.synced.send_if_modified(|synced| !std::mem::replace(synced, true));
+        self.is_shared.send_if_modified(|shared| !std::mem::replace(shared, true));
+    }
+
+    /// What is here may not be what the (next) primary has, until the next [`Self::in_sync_at`].
+    pub fn history_may_differ(&self) {
+        self.is_shared.send_replace(false);
+    }
+
+    /// Whether everything here belongs to the history of the last primary.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        *self.is_shared.borrow()
+    }
+
+    /// Waits until [`Self::is_shared`].
+    pub async fn shared(&self) {
+        // The sender is ours, so the channel stays open.
+        let _ = self.is_shared.subscribe().wait_for(|shared| *shared).await;
     }
 
     /// Waits for the first sync.

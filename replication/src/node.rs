@@ -245,6 +245,18 @@ impl Node {
         if self.shared.role.is_primary() { 0 } else { self.shared.lag.ms() }
     }
 
+    /// Replica: whether everything here belongs to the history of the primary it follows or followed last. Not so after this node
+    /// was primary itself, or has started, until it has caught up with one: it may have transactions that the cluster does not have.
+    #[must_use]
+    pub fn has_shared_history(&self) -> bool {
+        self.shared.lag.is_shared()
+    }
+
+    /// Waits until [`Self::has_shared_history`].
+    pub async fn shared_history(&self) {
+        self.shared.lag.shared().await;
+    }
+
     /// HALT locks for local clients.
     #[must_use]
     pub const fn halts(&self) -> &RemoteHalts {
@@ -321,7 +333,10 @@ impl Links for NodeLinks {
     }
 
     fn settle(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.receiver.lanes.settle())
+        Box::pin(async {
+            self.receiver.lanes.settle().await;
+            self.receiver.lag.history_may_differ();
+        })
     }
 
     fn synced(&self) -> BoxFuture<'_, ()> {

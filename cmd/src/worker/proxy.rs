@@ -71,6 +71,19 @@ impl Cluster for NodeCluster {
         })
     }
 
+    fn has_shared_history(&self) -> bool {
+        self.node.get().is_some_and(|node| node.has_shared_history())
+    }
+
+    fn shared_history(&self) -> WaitFuture<'_> {
+        Box::pin(async {
+            match self.node.get() {
+                Some(node) => node.shared_history().await,
+                None => std::future::pending().await,
+            }
+        })
+    }
+
     fn lease_covers(&self, moment: Instant) -> bool {
         let covered_since = self.primary_since.lock().is_some_and(|since| since <= moment);
         let at = BootInstant::now().before(moment.elapsed());

@@ -133,7 +133,11 @@ impl Running {
     /// error to its client. So the requests in flight end first; those that take long do not hold the lease up.
     pub async fn drain(&mut self) {
         let proxy = self.proxy.take().map(RunningProxy::drain);
-        let mut drained = pin!(async { if let Some(drained) = proxy { drained.await } });
+        let mut drained = pin!(async {
+            if let Some(drained) = proxy {
+                drained.await
+            }
+        });
         let mut is_drained = false;
         if self.lease == LeaseType::Consul {
             if self.node.role().state().role == Role::Primary {

@@ -38,6 +38,7 @@ pub struct Node {
     role: watch::Sender<Role>,
     pub lag: Mutex<Option<Duration>>,
     pub lease: AtomicBool,
+    pub shared_history: watch::Sender<bool>,
     pub capture_fails: AtomicBool,
 }
 
@@ -49,6 +50,7 @@ impl Node {
             role: watch::Sender::new(role),
             lag: Mutex::new(Some(Duration::ZERO)),
             lease: AtomicBool::new(true),
+            shared_history: watch::Sender::new(true),
             capture_fails: AtomicBool::new(false),
         })
     }
@@ -121,6 +123,16 @@ impl Cluster for Node {
 
     fn lag(&self) -> Option<Duration> {
         *self.lag.lock()
+    }
+
+    fn has_shared_history(&self) -> bool {
+        *self.shared_history.borrow()
+    }
+
+    fn shared_history(&self) -> WaitFuture<'_> {
+        Box::pin(async {
+            let _ = self.shared_history.subscribe().wait_for(|shared| *shared).await;
+        })
     }
 
     fn lease_covers(&self, _moment: Instant) -> bool {

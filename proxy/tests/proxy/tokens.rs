@@ -168,3 +168,26 @@ async fn a_primary_without_a_lease_does_not_answer_reads_that_are_ahead_of_it() 
     let got = curl(&["-H", "Litefs-Txid: 0000000000000009", &proxy.url("/")]).await;
     assert_eq!((got.status, got.header("litefs-txid")), (200, Some("0000000000000005")));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_deposed_primary_has_of_its_own_does_not_count() {
+    let (old, new_app) = (App::saying("stale").await, App::saying("fresh").await);
+    let new_node = Node::new(Role::Primary);
+    new_node.advance("app.db", 5);
+    let new = start(&new_node, settings(new_app.addr));
+    // Its own fifth transaction is not the cluster's fifth.
+    let node = Node::new(new.as_primary());
+    node.advance("app.db", 5);
+    node.shared_history.send_replace(false);
+    let short = ProxySettings { replica_wait: std::time::Duration::from_millis(50), ..settings(old.addr) };
+    let proxy = start(&node, short);
+    let got = curl(&["-H", "Litefs-Txid: 0000000000000005", &proxy.url("/")]).await;
+    assert_eq!((got.status, got.body.as_str()), (200, "fresh"));
+    // Who has seen nothing may be shown anything.
+    let got = curl(&[&proxy.url("/")]).await;
+    assert_eq!((got.status, got.body.as_str()), (200, "stale"));
+    // It has caught up.
+    node.shared_history.send_replace(true);
+    let got = curl(&["-H", "Litefs-Txid: 0000000000000005", &proxy.url("/")]).await;
+    assert_eq!((got.status, got.body.as_str()), (200, "stale"));
+}

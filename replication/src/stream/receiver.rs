@@ -96,6 +96,7 @@ impl Receiver {
             Ok(body) => body,
             Err(text) => return StreamEnd::Failed(text),
         };
+        self.lag.history_may_differ();
         self.connected.send_replace(Some(primary.clone()));
         let _connected = Connected(&self.connected);
         tracing::info!(primary = %primary.hostname, "connected to the primary");

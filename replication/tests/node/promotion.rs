@@ -32,11 +32,13 @@ async fn a_promotion_swaps_the_roles_again_and_again() {
         assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap_or_default());
         std::mem::swap(&mut primary, &mut replica);
         assert!(primary.node.role().is_primary());
+        assert!(!primary.node.has_shared_history(), "a primary's own transactions are nobody else's yet");
         until("the other has stepped back", || !replica.node.role().is_primary()).await;
         let refused = replica.post("/import?name=a.db", Vec::new()).await;
         assert_eq!(refused.status(), 503);
         primary.put("a.db", 100 * rows).await;
         replica.matches(&primary, "a.db").await;
+        until("the other has caught up", || replica.node.has_shared_history()).await;
     }
     replica.stop().await;
     primary.stop().await;
