@@ -134,3 +134,29 @@ fn flags_stand_above_the_file() {
 fn an_empty_file_says_that_the_lease_type_is_missing() {
     assert_eq!(refused(""), "litefs.yml: lease.type: is required: consul or static");
 }
+
+#[test]
+fn the_files_of_the_deployment_guide_are_read() {
+    let guide = include_str!("../../../docs/deployment.md");
+    let files: Vec<_> =
+        guide.split("```yaml\n# litefs.yml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(files.len(), 2, "Kubernetes and Fly.io");
+    let env = |name: &str| {
+        let value = match name {
+            "ADVERTISE" => "guestbook-0.guestbook-nodes",
+            "FLY_REGION" | "PRIMARY_REGION" => "fra",
+            "FLY_ALLOC_ID" => "d890",
+            "FLY_APP_NAME" => "guestbook",
+            "FLY_CONSUL_URL" => "https://:token@consul.example:8500/guestbook-1/",
+            _ => return None,
+        };
+        Some(value.to_owned())
+    };
+    for (text, advertise) in
+        files.iter().zip(["http://guestbook-0.guestbook-nodes:20202", "http://d890.vm.guestbook.internal:20202"])
+    {
+        let config = read(&expand::expand(text, env)).expect("valid");
+        assert_eq!(config.lease.advertise_url.as_deref(), Some(advertise));
+        assert!(config.lease.kind == LeaseType::Consul && config.lease.candidate && config.proxy.is_some());
+    }
+}
