@@ -6,16 +6,12 @@
 ARG RUST_IMAGE=rust:1-bookworm
 ARG BASE_IMAGE=debian:bookworm-slim
 
+# Everything but the binary; integration/images.sh puts one on it that was built outside.
 FROM ${BASE_IMAGE} AS runtime
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates fuse3 sqlite3 \
  && rm -rf /var/lib/apt/lists/*
 ENTRYPOINT ["litefs", "mount"]
-
-# A binary built outside: --target prebuilt, with the binary as ./litefs in the context (integration/images.sh does it that way).
-# It stands before the stage that compiles, because the engine's old builder makes every stage before its target.
-FROM runtime AS prebuilt
-COPY litefs /usr/local/bin/litefs
 
 FROM ${RUST_IMAGE} AS build
 ARG LITEFS_COMMIT=unknown

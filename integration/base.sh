@@ -3,14 +3,15 @@
 # Ends with 1 when that fails, or when a container cannot mount or reach the mirror on this machine.
 set -euo pipefail
 
+here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 make() {
   local mirror release
-  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | head -n 1)
+  mirror=$("$here/packages.sh" mirror)
   release=$(. /etc/os-release && echo "$VERSION_CODENAME")
-  command -v debootstrap >/dev/null || apt-get install -y -q --no-install-recommends debootstrap >/dev/null
+  "$here/packages.sh" install debootstrap
   debootstrap --variant=minbase "$release" "$work/base" "$mirror" >"$work/debootstrap.log" 2>&1 ||
     { tail -n 30 "$work/debootstrap.log" >&2; return 1; }
   rm -rf "$work"/base/var/cache/apt/* "$work"/base/var/lib/apt/lists/*

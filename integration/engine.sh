@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes sure that a Docker engine answers; installs and starts Debian's where none does. Needs root.
+# Makes sure that a Docker engine answers and Compose is there; installs and starts Debian's where they are not. Needs root.
 #
 #   engine.sh       exit code 0: one answers
 #   engine.sh stop  ends the one that was started here, if any
@@ -23,26 +23,17 @@ stop() {
 }
 
 install() {
-  local need=() try
-  command -v dockerd >/dev/null || need+=(docker.io)
+  local need=()
+  answers || command -v dockerd >/dev/null || need+=(docker.io iptables)
   docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null || need+=(docker-compose)
-  [ "${#need[@]}" -gt 0 ] || return 0
-  for try in 1 2; do
-    apt-get update -q >/dev/null &&
-      DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${need[@]}" iptables >/dev/null && return
-    echo "apt-get failed (try $try)" >&2
-    sleep 3
-  done
-  return 1
+  [ "${#need[@]}" = 0 ] || "$(dirname "$0")/packages.sh" install "${need[@]}"
 }
 
 if [ "${1:-}" = stop ]; then
   stop
   exit
 fi
-if ! command -v docker-compose >/dev/null && ! docker compose version >/dev/null 2>&1 || ! answers; then
-  install
-fi
+install
 answers && exit 0
 rm -f /var/run/docker.pid
 setsid dockerd >"$log" 2>&1 </dev/null &

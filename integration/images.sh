@@ -47,8 +47,9 @@ case "$*" in
     fi
     mkdir "$work/litefs"
     strip --strip-debug -o "$work/litefs/litefs" "$LITEFS"
-    cp "$root/Dockerfile" "$work/litefs/"
-    build litefs --target prebuilt --build-arg BASE_IMAGE=litefs-base "$work/litefs"
+    build litefs-runtime --target runtime --build-arg BASE_IMAGE=litefs-base -f "$root/Dockerfile" "$work/litefs"
+    printf 'FROM litefs-runtime\nCOPY litefs /usr/local/bin/litefs\n' >"$work/litefs/Dockerfile"
+    build litefs "$work/litefs"
     ;;
   "--offline --toolchain")
     "$root/integration/base.sh"

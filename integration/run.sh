@@ -28,4 +28,5 @@ if ! machine; then
   exec python3 -m chaos --backend local "$@"
 fi
 "$here/images.sh" "${offline[@]}"
+"$here/overlay.sh"
 exec python3 -m chaos --backend docker "$@"

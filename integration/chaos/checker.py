@@ -105,13 +105,13 @@ def check(cluster, load, clean, one_fault=True, heal_seconds=60):
     set_aside = sum(len(cluster.lost_and_found(node)) for node in nodes)
     verdict.require(not load.stale, f"{len(load.stale)} stale reads, e.g. {load.stale[:1]}")
     if clean:
-        verdict.require(not lost, f"{len(lost)} acknowledged writes lost")
+        verdict.require(not lost, f"{len(lost)} acknowledged writes lost: {lost[:5]}")
     else:
         without = unproved(cluster, lost)
-        verdict.require(not without, f"{len(without)} of {len(lost)} lost writes are not in lost+found")
+        verdict.require(not without, f"{len(without)} of {len(lost)} lost writes are not in lost+found: {without[:5]}")
     if one_fault:
         beside = accepted_beside(lost, [write for write in load.acknowledged if is_present(write)])
-        verdict.require(not beside, f"{len(beside)} writes were accepted while another node was the primary")
+        verdict.require(not beside, f"{len(beside)} writes were accepted while another node was the primary: {beside[:5]}")
     verdict.figures.update(
         acknowledged=len(load.acknowledged), reads=load.reads, refused=dict(load.refused), unanswered=load.unanswered,
         lost=len(lost), set_aside=set_aside,

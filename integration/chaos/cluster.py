@@ -11,7 +11,7 @@ from .web import Unanswered, request
 PAGES_SCRIPT = '''
 find "$1" -name "*.ltx" | while read -r file; do
   rm -f "$2"
-  "$3" ltx apply "$2" "$file" >/dev/null 2>&1
+  "$3" ltx apply --db "$2" "$file" >/dev/null 2>&1
   cat "$2"
 done
 rm -f "$2"

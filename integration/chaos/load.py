@@ -9,6 +9,9 @@ import time
 from .web import Unanswered, request
 
 
+ROWS_MAX = 10_000  # of one client
+
+
 class Write:
     """One acknowledged write: what, its token, the node that did it, and when it was begun and acknowledged (monotonic)."""
 
@@ -16,6 +19,9 @@ class Write:
         self.author, self.message, self.token, self.begun = author, message, answer.token, begun
         self.node = json.loads(answer.body).get("node")
         self.at = time.monotonic()
+
+    def __repr__(self):
+        return f"{self.author}/{self.message} by {self.node} at {self.token}, {self.begun:.3f} to {self.at:.3f}"
 
 
 class Load:
@@ -94,16 +100,18 @@ class Load:
         return answer.token
 
     def _read_own(self, author, message, token, rng):
-        """Reads at a random node with the token; any 200 must show the write."""
+        """Reads at a random node with the token; any 200 must show the write. It need not be the newest: what this client gave up
+        waiting for may be carried out later."""
         node = rng.choice(self.proxies)
         try:
-            answer = request(f"{node}/entries?author={author}&limit=5", token=token, timeout=3)
+            answer = request(f"{node}/entries?author={author}&limit={ROWS_MAX}", token=token, timeout=3)
         except Unanswered:
             return
         if answer.status != 200:
             return
         with self._lock:
             self.reads += 1
-        if message not in [entry["message"] for entry in json.loads(answer.body)]:
+        shown = [entry["message"] for entry in json.loads(answer.body)]
+        if message not in shown:
             with self._lock:
-                self.stale.append(f"{node} did not show {author}/{message} for token {token}")
+                self.stale.append(f"{node} did not show {author}/{message} for token {token}, but {shown[:10]}")

@@ -65,7 +65,7 @@ def faketime_library():
     """Debian's libfaketime, installed when it is missing."""
     pattern = "/usr/lib/*/faketime/libfaketimeMT.so.1"
     if not glob.glob(pattern):
-        run("apt-get", "install", "-y", "-q", "--no-install-recommends", "libfaketime")
+        run(os.path.join(ROOT, "integration", "packages.sh"), "install", "libfaketime")
     return glob.glob(pattern)[0]
 
 
@@ -228,7 +228,7 @@ class Cluster(ClusterBase):
         self.subnet, self.retention = f"10.89.{self.id}", retention
         self.switch, self.uplink = f"lfs-{self.id}-switch", f"lfs{self.id}"
         self.binary = os.environ.get("LITEFS", os.path.join(ROOT, "target", "release", "litefs"))
-        self.folder = tempfile.mkdtemp(prefix="litefs-chaos-")
+        self.folder, self.keep = tempfile.mkdtemp(prefix="litefs-chaos-"), False
         self.consul = Host(self, "consul", 10)
         self.nodes = [Node(self, f"n{n}", n) for n in range(1, nodes + 1)]
 
@@ -290,6 +290,9 @@ class Cluster(ClusterBase):
         for node in self.nodes:
             run("umount", "-l", node.mount, check=False)
             run("umount", "-l", node.data, check=False)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.keep:
+            print(f"data and logs of the nodes: {self.folder}")
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
         self.claim.close()
 

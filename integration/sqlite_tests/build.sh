@@ -11,8 +11,8 @@ if [ -x "$cache/source/testfixture" ] && [ -x "$cache/source/mptester" ]; then
   echo "$cache/source"
   exit 0
 fi
-DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends dpkg-dev gcc make tcl tcl-dev >&2
-mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | head -n 1)
+"$here/../packages.sh" install dpkg-dev gcc libc6-dev make tcl tcl-dev
+mirror=$("$here/../packages.sh" mirror)
 release=$(. /etc/os-release && echo "$VERSION_CODENAME")
 mkdir -p "$cache/apt/lists/partial" "$cache/apt/archives/partial"
 echo "deb-src $mirror $release main" >"$cache/apt/sources.list"

@@ -102,7 +102,7 @@ class Outcome:
     """What one test file did."""
 
     def __init__(self, output):
-        self.failed = set()
+        self.failed = {}
         self.ended = re.search(r"^\d+ errors out of \d+ tests", output, re.M)
         expected = dict(re.findall(r"^! (\S+) expected: (.*)$", output, re.M))
         got = dict(re.findall(r"^! (\S+) got: +(.*)$", output, re.M))
@@ -110,7 +110,7 @@ class Outcome:
         for name in {*expected, *(failures.group(1).split() if failures else [])}:
             refused = CHECKPOINT_RESULT.sub(CHECKPOINT_REFUSED, expected.get(name, ""))
             if name not in expected or got.get(name) != refused:
-                self.failed.add(name)
+                self.failed[name] = f"expected {expected.get(name)}, got {got.get(name)}"
         passed = len(re.findall(r"\.\.\. Ok$", output, re.M))
         self.text = self.ended.group(0) if self.ended else f"ends early, after {passed} tests"
         self.last_words = output[-2000:]
@@ -136,8 +136,10 @@ def compare(name, disk, mount, patterns):
     if disk.ended and not mount.ended and not allowed(name):
         print(f"{name}: FAIL, did not end on the mount:\n{mount.last_words}", flush=True)
         return False
-    only = sorted(test for test in mount.failed - disk.failed if not allowed(test))
+    only = sorted(test for test in mount.failed if test not in disk.failed and not allowed(test))
     print(f"{name}: {'FAIL only on the mount: ' + ' '.join(only) if only else 'ok'} ({mount.text}; disk: {disk.text})", flush=True)
+    for test in only:
+        print(f"    {test}: {mount.failed[test]}", flush=True)
     return not only
 
 
