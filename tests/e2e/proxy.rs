@@ -92,7 +92,8 @@ fn a_write_without_a_primary_waits_and_then_fails_with_503() {
 #[test]
 fn a_write_in_flight_ends_before_a_stopping_primary_closes_its_fence() {
     let consul = ConsulServer::start().expect("consul");
-    let lease = format!("  type: consul\n  hostname: 127.0.0.1\n  consul:\n    url: {}\n    key: e2e/stop\n", consul.url());
+    let lease =
+        format!("  type: consul\n  hostname: 127.0.0.1\n  consul:\n    url: {}\n    key: e2e/stop\n", consul.url());
     let mut site = Site::start("node", lease);
     cli(&site.node.db("a.db"), "PRAGMA journal_mode=WAL; CREATE TABLE t(x)").expect("create");
     let begun = site.node.folder().join("node-slow");
