@@ -47,7 +47,7 @@ impl Replay {
     pub fn start(dir: PathBuf, folder: &Path) -> Self {
         let path = folder.join("copy.db");
         let (stop, merges) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let copy = Copy { dir, path: path.clone(), merges: merges.clone(), seen: Seen::default() };
+        let copy = Copy { dir, path: path.clone(), merges: merges.clone(), seen: Seen::default(), newest: None };
         let told = stop.clone();
         let thread = std::thread::spawn(move || copy.follow(&told));
         Self { path, stop, merges, thread }
@@ -74,6 +74,8 @@ struct Copy {
     path: PathBuf,
     merges: Arc<AtomicBool>,
     seen: Seen,
+    /// The newest record, if it waits for the next one, and whether merges were allowed when it was first seen.
+    newest: Option<(Pos, bool)>,
 }
 
 impl Copy {
@@ -81,7 +83,7 @@ impl Copy {
         loop {
             let last = stop.load(Ordering::Relaxed);
             // While the node cuts or drops segments a look may fail; at the end it may not.
-            let applied = self.apply_new();
+            let applied = self.apply_new(last);
             assert!(!last || applied.is_ok(), "read the log: {applied:?}");
             if last {
                 return self.seen;
@@ -90,28 +92,29 @@ impl Copy {
         }
     }
 
-    fn apply_new(&mut self) -> std::io::Result<()> {
+    fn apply_new(&mut self, last: bool) -> std::io::Result<()> {
         let log = Arc::new(Log::open_read_only(&self.dir)?.0);
+        let newest = log.last_pos();
         let records = match log.after(self.seen.pos)? {
-            Some(records) => records,
+            Some(records) => Some(records),
             // History begins again: another page size.
-            None => match log.read(log.last_pos().txid)? {
-                Some(last) if last.min_txid == Txid(1) => return self.apply(&last),
-                _ => match log.first_pos() {
-                    Some(first) if first.is_zero() => return self.apply_from_snapshot(&log),
-                    first => panic!("{} is no longer in the log, which begins at {first:?}", self.seen.pos),
-                },
+            None => match (log.read(newest.txid)?, log.first_pos()) {
+                (Some(record), _) if record.min_txid == Txid(1) => return self.apply_or_wait(&record, newest, last),
+                (_, Some(Pos::ZERO)) => log.after(Pos::ZERO)?,
+                (_, first) => panic!("{} is no longer in the log, which begins at {first:?}", self.seen.pos),
             },
         };
-        for record in records {
-            self.apply(&record?)?;
-        }
-        Ok(())
+        records.into_iter().flatten().try_for_each(|record| self.apply_or_wait(&record?, newest, last))
     }
 
-    fn apply_from_snapshot(&mut self, log: &Arc<Log>) -> std::io::Result<()> {
-        for record in log.after(Pos::ZERO)?.into_iter().flatten() {
-            self.apply(&record?)?;
+    /// Before the end, the newest record of a log waits for the next one: it may be prepared only, and withdrawn again because its client
+    /// rolls back or was killed.
+    fn apply_or_wait(&mut self, record: &Record, newest: Pos, last: bool) -> std::io::Result<()> {
+        if last || record.post != newest {
+            return self.apply(record);
+        }
+        if self.newest.is_none_or(|(pos, _)| pos != newest) {
+            self.newest = Some((newest, self.merges.load(Ordering::Relaxed)));
         }
         Ok(())
     }
@@ -156,7 +159,8 @@ impl Copy {
         assert_eq!(one("SELECT digest FROM state"), digest(&copy), "{at}, serial {serial}: no writer saw this");
         let before = self.seen.serial;
         // What recovery makes of several commits may be one record.
-        let may_jump = is_snapshot || self.merges.load(Ordering::Relaxed) || record.node_id != self.seen.node_id;
+        let merged = self.merges.load(Ordering::Relaxed) || self.newest == Some((record.post, true));
+        let may_jump = is_snapshot || merged || record.node_id != self.seen.node_id;
         assert!(serial >= before, "{at}: serial {serial} after {before}");
         assert!(serial <= before + 1 || may_jump, "{at}: serial {serial} after {before}: a transaction is missing");
         self.seen.serial = serial;
