@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -29,6 +30,8 @@ const JOBS_MAX: usize = 64;
 pub(crate) struct Connection {
     /// Databases that failed on this connection, and when to try again: the rest of their records is skipped.
     failed: Mutex<BTreeMap<DbName, Duration>>,
+    /// Everything up to its `ready` has been applied, in all lanes.
+    caught_up: AtomicBool,
     /// Told when one is added.
     pub(crate) failure: Notify,
 }
@@ -41,6 +44,14 @@ impl Connection {
     /// The shortest pause before trying again, if any database failed.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         self.failed.lock().values().min().copied()
+    }
+
+    pub(crate) fn has_caught_up(&self) -> bool {
+        self.caught_up.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn caught_up(&self) {
+        self.caught_up.store(true, Ordering::Release);
     }
 
     fn fail(&self, db: &DbName, retry: Duration) {

@@ -58,11 +58,19 @@ struct InSync {
     lag: Arc<Lag>,
     connection: Arc<Connection>,
     timestamp_ms: i64,
+    /// It is in every lane. In one lane it says nothing about the others, so it counts only after one that was in all.
+    in_all_lanes: bool,
 }
 
 impl Drop for InSync {
     fn drop(&mut self) {
-        if self.connection.retry_after().is_none() {
+        if self.connection.retry_after().is_some() {
+            return;
+        }
+        if self.in_all_lanes {
+            self.connection.caught_up();
+        }
+        if self.connection.has_caught_up() {
             self.lag.in_sync_at(self.timestamp_ms);
         }
     }
@@ -223,15 +231,15 @@ impl Following<'_> {
 
     /// Moves the lag on when everything received so far has been applied.
     async fn in_sync_at(&self, timestamp_ms: i64) {
-        if let Some(mark) = self.in_sync(timestamp_ms) {
+        if let Some(mark) = self.in_sync(timestamp_ms, true) {
             self.receiver.lanes.mark(mark).await;
         }
     }
 
     /// What moves the lag on when it is dropped; nothing before the first catch-up.
-    fn in_sync(&self, timestamp_ms: i64) -> Option<Mark> {
+    fn in_sync(&self, timestamp_ms: i64, in_all_lanes: bool) -> Option<Mark> {
         let (lag, connection) = (self.receiver.lag.clone(), self.connection.clone());
-        self.ready.then(|| Arc::new(InSync { lag, connection, timestamp_ms }) as Mark)
+        self.ready.then(|| Arc::new(InSync { lag, connection, timestamp_ms, in_all_lanes }) as Mark)
     }
 
     async fn chunk(&mut self, chunk: Bytes) -> Result<(), String> {
@@ -282,7 +290,7 @@ impl Following<'_> {
 
     async fn queue(&self, db: DbName, header: Header, input: Input) {
         // A busy primary sends no heartbeats: then its transactions tell the time.
-        let mark = i64::try_from(header.timestamp_ms).ok().and_then(|timestamp_ms| self.in_sync(timestamp_ms));
+        let mark = i64::try_from(header.timestamp_ms).ok().and_then(|timestamp_ms| self.in_sync(timestamp_ms, false));
         let job = Job::Apply { connection: self.connection.clone(), db: db.clone(), header, input, mark };
         self.receiver.lanes.queue(&db, job).await;
     }
