@@ -11,7 +11,7 @@ use crate::ltx::{HEADER_BYTES, Header, Image};
 use crate::{Checksum, Pos, Txid, os};
 
 /// Zeros written behind the end of the active segment in one go, in bytes: see [`Log::make_room`].
-const ROOM_BYTES: usize = if cfg!(test) { 8 << 10 } else { 512 << 10 };
+const ROOM_BYTES: usize = if cfg!(test) { 8 << 10 } else { 128 << 10 };
 /// With less room than this, more is made.
 const ROOM_BYTES_MIN: u64 = ROOM_BYTES as u64 / 8;
 
