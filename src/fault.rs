@@ -1,117 +1,107 @@
-//! Labelled faults: with the feature `fault-injection`, any OS call of the engine can be made to fail by its label.
+//! Labelled faults: any OS call by which the engine changes files ([`crate::os`]) can be made to fail by its label, in a test
+//! build and in a debug build of the real binary; a release build has none of this (but with the feature `fault-injection`).
 //!
-//! For a whole process: `LITEFS_FAULTS=label:errno[:count],…` (`log.append:28:1` fails one append with `ENOSPC`; without
-//! a count it fails for ever). For a test inside a process: `on_this_thread`.
+//! A fault is `label:what[:count[:after]]`, several are separated by commas. `what` is an errno (`28`), `short` (half of the bytes are
+//! written, then `ENOSPC`), or `kill` (the process ends by SIGKILL instead of making the call). Without a count it strikes
+//! until it is taken away; `after` is how many calls go through before.
+//!
+//! - `LITEFS_FAULTS=log.append:28:1` for a whole process;
+//! - `LITEFS_FAULTS_FILE=path` the same, from a file that may change at any time. Every strike appends the label to `path.struck`;
+//! - `on_this_thread` for a test inside a process.
 
-#[cfg(not(any(test, feature = "fault-injection")))]
-#[allow(clippy::unnecessary_wraps)] // the other build fails here
-#[inline]
-pub(crate) fn check(_label: &'static str) -> std::io::Result<()> {
-    Ok(())
+/// A step at which a fault can strike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// `<what>.<operation>`.
+    pub label: &'static str,
+    /// Whether bytes are written there, so that a write can be cut short.
+    pub writes: bool,
 }
 
-#[cfg(any(test, feature = "fault-injection"))]
-pub(crate) use injection::check;
-#[cfg(any(test, feature = "fault-injection"))]
+const fn call(label: &'static str) -> Step {
+    Step { label, writes: false }
+}
+
+const fn write(label: &'static str) -> Step {
+    Step { label, writes: true }
+}
+
+/// Every label. The source of truth: a label that is not here fails every test that gets to it, and one that no scenario of
+/// `tests/e2e/faults` reaches fails there.
+pub const STEPS: &[Step] = &[
+    write("bootid.keep"),
+    call("checksums.create"),
+    call("checksums.remove"),
+    call("checksums.rename"),
+    call("checksums.sync"),
+    write("checksums.write"),
+    write("clusterid.keep"),
+    call("database.create"),
+    call("database.sync"),
+    call("database.sync_dir"),
+    call("database.truncate"),
+    call("database.unlink"),
+    write("database.write"),
+    call("import.reserve"),
+    call("journal.create"),
+    call("journal.sync"),
+    call("journal.truncate"),
+    call("journal.unlink"),
+    write("journal.write"),
+    write("journal.zero"),
+    call("log.adopt"),
+    write("log.append"),
+    call("log.create"),
+    call("log.remove"),
+    call("log.spool"),
+    call("log.sync"),
+    call("log.sync_dir"),
+    call("log.truncate"),
+    call("lost_and_found.create"),
+    call("lost_and_found.rename"),
+    call("lost_and_found.sync"),
+    write("lost_and_found.write"),
+    call("received.create"),
+    write("received.write"),
+    write("recover.checkpoint"),
+    write("recover.redo"),
+    write("recover.rollback"),
+    write("recover.seal"),
+    call("shm.create"),
+    write("shm.extend"),
+    call("shm.truncate"),
+    call("shm.unlink"),
+    write("view.copy"),
+    write("wal.append"),
+    call("wal.create"),
+    write("wal.header"),
+    call("wal.sync"),
+    call("wal.truncate"),
+    call("wal.unlink"),
+];
+
+#[cfg(not(any(test, debug_assertions, feature = "fault-injection")))]
+mod release {
+    /// No fault is ever due.
+    #[allow(clippy::unnecessary_wraps)] // the other build fails here
+    #[inline]
+    pub(crate) fn check(_label: &'static str) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    /// No write is ever cut short.
+    #[inline]
+    pub(crate) fn check_write(_label: &'static str, len: usize) -> std::io::Result<usize> {
+        Ok(len)
+    }
+}
+
+#[cfg(not(any(test, debug_assertions, feature = "fault-injection")))]
+pub(crate) use release::{check, check_write};
+
+#[cfg(any(test, debug_assertions, feature = "fault-injection"))]
+mod injection;
+#[cfg(any(test, debug_assertions, feature = "fault-injection"))]
 pub use injection::{Injected, on_this_thread};
-
-#[cfg(any(test, feature = "fault-injection"))]
-mod injection {
-    use std::cell::RefCell;
-    use std::io;
-    use std::sync::OnceLock;
-
-    use parking_lot::Mutex;
-
-    #[derive(Debug, Clone)]
-    struct Fault {
-        label: String,
-        errno: i32,
-        /// How often it still strikes.
-        left: u64,
-    }
-
-    impl Fault {
-        fn parse(text: &str) -> Option<Self> {
-            let mut parts = text.split(':');
-            let label = parts.next()?.to_owned();
-            let errno = parts.next()?.parse().ok()?;
-            let left = match parts.next() {
-                Some(count) => count.parse().ok()?,
-                None => u64::MAX,
-            };
-            Some(Self { label, errno, left })
-        }
-
-        fn strikes(&mut self, label: &str) -> bool {
-            let strikes = self.left > 0 && self.label == label;
-            self.left -= u64::from(strikes);
-            strikes
-        }
-    }
-
-    static PROCESS: OnceLock<Mutex<Vec<Fault>>> = OnceLock::new();
-    thread_local! {
-        static THREAD: RefCell<Vec<Fault>> = const { RefCell::new(Vec::new()) };
-    }
-
-    fn process() -> &'static Mutex<Vec<Fault>> {
-        PROCESS.get_or_init(|| {
-            let faults = std::env::var("LITEFS_FAULTS").unwrap_or_default();
-            Mutex::new(faults.split(',').filter_map(Fault::parse).collect())
-        })
-    }
-
-    /// Fails when a fault with this label is due.
-    pub(crate) fn check(label: &'static str) -> io::Result<()> {
-        let strike = |faults: &mut Vec<Fault>| {
-            faults.iter_mut().find(|f| f.left > 0 && f.label == label).map(|f| (f.strikes(label), f.errno))
-        };
-        let due = THREAD.with(|faults| strike(&mut faults.borrow_mut())).or_else(|| strike(&mut process().lock()));
-        match due {
-            Some((true, errno)) => Err(io::Error::from_raw_os_error(errno)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Ends the faults of this thread when dropped.
-    #[derive(Debug)]
-    pub struct Injected(());
-
-    impl Drop for Injected {
-        fn drop(&mut self) {
-            THREAD.with(|faults| faults.borrow_mut().clear());
-        }
-    }
-
-    /// Makes the next `count` calls labelled `label` on this thread fail with `errno`.
-    #[must_use]
-    pub fn on_this_thread(label: &str, errno: i32, count: u64) -> Injected {
-        THREAD.with(|faults| faults.borrow_mut().push(Fault { label: label.to_owned(), errno, left: count }));
-        Injected(())
-    }
-
-    #[cfg(test)]
-    mod tests {
-        use super::*;
-
-        #[test]
-        fn a_fault_strikes_its_label_as_often_as_told() {
-            let injected = on_this_thread("test.write", 28, 2);
-            for _ in 0..2 {
-                assert_eq!(check("test.write").expect_err("strikes").raw_os_error(), Some(28));
-            }
-            check("test.write").expect("used up");
-            drop(injected);
-            check("test.other").expect("another label");
-        }
-
-        #[test]
-        fn the_variable_names_label_errno_and_count() {
-            let fault = Fault::parse("log.append:28:3").expect("valid");
-            assert_eq!((fault.label.as_str(), fault.errno, fault.left), ("log.append", 28, 3));
-            assert_eq!(Fault::parse("log.sync:5").expect("valid").left, u64::MAX);
-            assert!(Fault::parse("log.sync").is_none() && Fault::parse("a:b").is_none());
-        }
-    }
-}
+#[cfg(any(test, debug_assertions, feature = "fault-injection"))]
+pub(crate) use injection::{check, check_write};

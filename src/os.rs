@@ -2,12 +2,15 @@
 //! lets tests make it fail ([`crate::fault`]).
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::fault;
+
+/// Bytes copied at once.
+const COPY_BYTES: usize = 256 << 10;
 
 /// Adds the label to an error and keeps its errno reachable: SQLite is answered by errno.
 fn labelled(label: &'static str, error: &io::Error) -> io::Error {
@@ -27,7 +30,33 @@ fn run<T>(label: &'static str, operation: impl FnOnce() -> io::Result<T>) -> io:
 
 /// Writes all of `data` at `offset`.
 pub(crate) fn write_all_at(label: &'static str, file: &File, data: &[u8], offset: u64) -> io::Result<()> {
-    run(label, || file.write_all_at(data, offset))
+    let write = || {
+        let len = fault::check_write(label, data.len())?;
+        file.write_all_at(&data[..len], offset)?;
+        if len < data.len() { Err(io::Error::from_raw_os_error(libc::ENOSPC)) } else { Ok(()) }
+    };
+    write().map_err(|error| labelled(label, &error))
+}
+
+/// Creates a file that must not be there yet.
+pub(crate) fn create_new(label: &'static str, path: &Path) -> io::Result<File> {
+    run(label, || File::options().read(true).write(true).create_new(true).open(path))
+}
+
+/// Writes everything that `source` gives to `file`, from its beginning.
+pub(crate) fn copy(label: &'static str, source: &mut dyn Read, file: &File) -> io::Result<u64> {
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut len = 0;
+    loop {
+        let count = match source.read(&mut buffer) {
+            Ok(0) => return Ok(len),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        write_all_at(label, file, &buffer[..count], len)?;
+        len += count as u64;
+    }
 }
 
 /// Makes the file's bytes durable (`fdatasync`).

@@ -2,16 +2,13 @@
 //! replaces them (COMPAT §9).
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::commit::now_ms;
 use super::{Database, Record};
 use crate::kernel::FileKind;
 use crate::{Pos, os};
-
-/// Bytes copied at once.
-const COPY_BYTES: usize = 256 << 10;
 
 impl Database {
     /// Copies our transactions after `from` to `lost+found/<db>/<time>-<position>/` as LTX files (a snapshot of everything
@@ -60,9 +57,9 @@ impl Database {
             let path = self.files.path(kind);
             if path.exists() {
                 room = room.checked_sub(fs::metadata(&path)?.len()).ok_or_else(full)?;
-                let copy = folder.join(kind.data_name());
-                fs::copy(path, &copy)?;
-                os::sync_data("lost_and_found.sync", &File::open(copy)?)?;
+                let copy = os::create_new("lost_and_found.create", &folder.join(kind.data_name()))?;
+                os::copy("lost_and_found.write", &mut File::open(path)?, &copy)?;
+                os::sync_data("lost_and_found.sync", &copy)?;
             }
         }
         os::sync_dir("lost_and_found.sync", &folder)?;
@@ -81,8 +78,8 @@ impl Database {
 
     fn snapshot_aside(&self, folder: &Path, room: u64) -> io::Result<()> {
         let path = folder.join("snapshot.ltx");
-        let file = File::create_new(&path)?;
-        let pos = self.snapshot(&mut Bounded { file: &file, room })?;
+        let file = os::create_new("lost_and_found.create", &path)?;
+        let pos = self.snapshot(&mut Bounded { file: &file, written: 0, room })?;
         os::sync_data("lost_and_found.sync", &file)?;
         os::rename("lost_and_found.rename", &path, &folder.join(format!("{}-{}.ltx", crate::Txid(1), pos.txid)))
     }
@@ -96,21 +93,24 @@ fn full() -> io::Error {
 }
 
 fn write_record(record: &Record, folder: &Path) -> io::Result<()> {
-    let file = File::create_new(folder.join(format!("{}-{}.ltx", record.min_txid, record.max_txid)))?;
-    io::copy(&mut BufReader::with_capacity(COPY_BYTES, record.body.reader()), &mut &file)?;
+    let path = folder.join(format!("{}-{}.ltx", record.min_txid, record.max_txid));
+    let file = os::create_new("lost_and_found.create", &path)?;
+    os::copy("lost_and_found.write", &mut record.body.reader(), &file)?;
     os::sync_data("lost_and_found.sync", &file)
 }
 
 /// A file that takes so many bytes and no more.
 struct Bounded<'a> {
     file: &'a File,
+    written: u64,
     room: u64,
 }
 
 impl Write for Bounded<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.room = self.room.checked_sub(bytes.len() as u64).ok_or_else(full)?;
-        (&mut self.file).write_all(bytes)?;
+        os::write_all_at("lost_and_found.write", self.file, bytes, self.written)?;
+        self.written += bytes.len() as u64;
         Ok(bytes.len())
     }
 

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Seek};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -191,11 +191,10 @@ impl Database {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         // In the log's directory, where a left-over with this ending is removed.
         let path = self.files.dir().join("log").join(format!("{}-view-{number}.spool", std::process::id()));
-        let mut copy = os::open_or_create("view.copy", &path)?;
+        let copy = os::open_or_create("view.copy", &path)?;
         fs::remove_file(&path)?;
         let mut source = File::open(self.files.path(FileKind::Database))?;
-        io::copy(&mut source, &mut copy)?;
-        copy.rewind()?;
+        os::copy("view.copy", &mut source, &copy)?;
         Ok(copy)
     }
 

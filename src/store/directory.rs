@@ -58,19 +58,20 @@ impl DataDirectory {
             }
             None => {}
         }
-        self.keep("clusterid", id)?;
+        self.keep("clusterid.keep", "clusterid", id)?;
         *current = Some(id.to_owned());
         Ok(())
     }
 
     /// Writes a line into a file of the directory, durably.
-    fn keep(&self, name: &'static str, line: &str) -> io::Result<()> {
+    fn keep(&self, label: &'static str, name: &str, line: &str) -> io::Result<()> {
         let (partial, path) = (self.path.join(format!("{name}.new")), self.path.join(name));
-        let mut file = File::create(&partial)?;
-        writeln!(file, "{line}")?;
-        os::sync_data(name, &file)?;
-        os::rename(name, &partial, &path)?;
-        os::sync_dir(name, &self.path)
+        let file = os::open_or_create(label, &partial)?;
+        os::set_len(label, &file, 0)?;
+        os::write_all_at(label, &file, format!("{line}\n").as_bytes(), 0)?;
+        os::sync_data(label, &file)?;
+        os::rename(label, &partial, &path)?;
+        os::sync_dir(label, &self.path)
     }
 
     /// Whether the machine has not been started again since [`Self::note_boot`].
@@ -87,7 +88,11 @@ impl DataDirectory {
 
     /// Remembers that the directory is used in this boot.
     pub(super) fn note_boot(&self) -> io::Result<()> {
-        if self.is_same_boot()? { Ok(()) } else { self.keep("bootid", fs::read_to_string(BOOT_ID)?.trim()) }
+        if self.is_same_boot()? {
+            Ok(())
+        } else {
+            self.keep("bootid.keep", "bootid", fs::read_to_string(BOOT_ID)?.trim())
+        }
     }
 
     /// Every folder under `dbs/` whose name can be a database's.
