@@ -30,13 +30,34 @@ impl Database {
         let start = Instant::now();
         while self.capture_wal(state)? == Looked::Unreadable {
             let wait = self.shm().is_some() && !self.exclusive_client()?;
-            if !wait || start.elapsed() > UNREADABLE_WAIT {
+            if !wait {
                 // Nobody shares an index: what SQLite's recovery would find is what is committed.
                 return self.capture_by_walking(state);
+            }
+            if start.elapsed() > UNREADABLE_WAIT {
+                return self.capture_by_newest_copy(state);
             }
             std::thread::sleep(UNREADABLE_PAUSE);
         }
         self.capture_heap_index(state).map(|_| ())
+    }
+
+    /// The wal-index's header stays half written: its writer sleeps, or was killed, between the two copies. SQLite writes the
+    /// second one first, when all frames and their entries are there; so the newest valid copy says what is committed, whichever
+    /// way that writer ends.
+    fn capture_by_newest_copy(&self, state: &mut CaptureState) -> io::Result<()> {
+        let Some(shm) = self.shm() else { return self.capture_by_walking(state) };
+        let copies = shm.index.header_words()?.unwrap_or_default();
+        let [first, second] = copies.map(|copy| IndexHeader::decode(&copy));
+        let newest = match (first, second) {
+            // Of two generations the second copy's is the one that begins.
+            (Some(first), Some(second)) if first.salt == second.salt && first.mx_frame > second.mx_frame => Some(first),
+            (first, second) => second.or(first),
+        };
+        match newest {
+            Some(header) => self.capture_up_to(state, &header, &Lookup::Index(&shm)).map(|_| ()),
+            None => self.capture_by_walking(state),
+        }
     }
 
     /// The position, if it can be told at once that everything committed is captured: WAL mode, and the wal-index stands where
@@ -145,7 +166,7 @@ impl Database {
         Ok(holder.is_some_and(|holder| holder.kind == LockKind::Exclusive))
     }
 
-    /// Captures along the WAL's checksum chain, from the last captured frame on.
+    /// Captures along the WAL's checksum chain, from the last captured frame on; also what lies behind gaps in it.
     fn capture_by_walking(&self, state: &mut CaptureState) -> io::Result<()> {
         let Some(wal) = self.files.wal()? else { return Ok(()) };
         let Some(header) = WalHeader::read(&wal)? else { return Ok(()) };
@@ -156,7 +177,8 @@ impl Database {
             let chain = at.chain.unwrap_or_else(|| FrameHeader::parse(&at.last_header).checksum);
             WalWalk::resume(&wal, header, at.frame, chain)
         };
-        let prefix = walk.valid_prefix()?;
+        // The client's own index knows these frames, whatever its version forgot to write into them.
+        let prefix = walk.crossing_gaps().valid_prefix()?;
         if prefix.mx_frame == 0 {
             return Ok(());
         }
@@ -225,7 +247,10 @@ fn frame_follows(wal: &File, state: &CaptureState) -> io::Result<bool> {
     let captured = generation(state, &header).map_or(0, |generation| generation.frame);
     let mut bytes = [0; FRAME_HEADER_LEN];
     match wal.read_exact_at(&mut bytes, frame_offset(captured.saturating_add(1), header.page_size)) {
-        Ok(()) => Ok(FrameHeader::parse(&bytes).salt == header.salt),
+        Ok(()) => {
+            let head = FrameHeader::parse(&bytes);
+            Ok(head.salt == header.salt || head.is_unsealed())
+        }
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         Err(error) => Err(error),
     }

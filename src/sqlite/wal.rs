@@ -205,6 +205,12 @@ impl FrameHeader {
         bytes
     }
 
+    /// Whether it is a frame that SQLite before 3.51 wrote without salts and checksum.
+    #[must_use]
+    pub fn is_unsealed(&self) -> bool {
+        self.pgno != 0 && self.salt == [0, 0] && self.checksum == [0, 0]
+    }
+
     /// Whether the frame continues the chain `before` in the WAL of `header`, as SQLite's recovery asks.
     #[must_use]
     pub fn verifies(&self, header: &WalHeader, page: &[u8], before: WalChecksum) -> bool {
@@ -271,6 +277,18 @@ pub struct WalWalk<'a> {
     chain: WalChecksum,
     frame: u32,
     buffer: Vec<u8>,
+    gaps: Gaps,
+}
+
+/// What a walk does at frames without salts and checksums ([`FrameHeader::is_unsealed`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gaps {
+    /// It ends before them, as SQLite's recovery does.
+    End,
+    /// It goes over them.
+    Cross,
+    /// It is behind one: the chain starts again with the next frame of this generation.
+    Behind,
 }
 
 impl<'a> WalWalk<'a> {
@@ -286,7 +304,16 @@ impl<'a> WalWalk<'a> {
     #[must_use]
     pub fn resume(wal: &'a File, header: WalHeader, frame: u32, chain: WalChecksum) -> Self {
         let buffer = vec![0; FRAME_HEADER_LEN + header.page_size as usize];
-        Self { wal, header, chain, frame, buffer }
+        Self { wal, header, chain, frame, buffer, gaps: Gaps::End }
+    }
+
+    /// Goes over the frames that SQLite before 3.51 leaves without salts and checksums in the middle of committed transactions
+    /// (`ROLLBACK TO` after a spill). What follows them cannot be checked against what comes before, but for its generation:
+    /// only where no wal-index says better, and nobody's recovery has cut this WAL back.
+    #[must_use]
+    pub fn crossing_gaps(mut self) -> Self {
+        self.gaps = if self.frame > 0 && self.chain == [0, 0] { Gaps::Behind } else { Gaps::Cross };
+        self
     }
 
     /// The WAL's header.
@@ -308,10 +335,19 @@ impl<'a> WalWalk<'a> {
         }
         let Some((head, page)) = self.buffer.split_first_chunk::<FRAME_HEADER_LEN>() else { return Ok(None) };
         let head = FrameHeader::parse(head);
-        if !head.verifies(&self.header, page, self.chain) {
+        if head.verifies(&self.header, page, self.chain)
+            || (self.gaps == Gaps::Behind && head.salt == self.header.salt && head.pgno != 0)
+        {
+            self.chain = head.checksum;
+            if self.gaps == Gaps::Behind {
+                self.gaps = Gaps::Cross;
+            }
+        } else if self.gaps != Gaps::End && head.is_unsealed() {
+            self.chain = head.checksum;
+            self.gaps = Gaps::Behind;
+        } else {
             return Ok(None);
         }
-        self.chain = head.checksum;
         self.frame = frame;
         Ok(Some((frame, head, page)))
     }

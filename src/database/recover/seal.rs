@@ -6,11 +6,13 @@
 //! headers of its frames, and from then on every walk finds all of its commits.
 //!
 //! It can be believed when the machine has run on since it was written (after a power loss, parts of WAL and index are older than others),
-//! and header, page numbers and WAL agree frame by frame.
+//! and header, page numbers and WAL agree frame by frame. Where it has nothing to say (a client with `locking_mode=EXCLUSIVE` keeps
+//! its index to itself, and it died with it), the frames behind the gap count by their generation alone.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use crate::database::Database;
 use crate::kernel::FileKind;
@@ -20,27 +22,62 @@ use crate::sqlite::wal::{
 };
 use crate::sqlite::wal_index::stored::StoredIndex;
 
+/// Both copies of the wal-index's header.
+const INDEX_HEADER_LEN: usize = 96;
+
 impl Database {
     /// Completes the WAL's checksum chain up to what the wal-index says is committed, if the chain ends before.
     pub(super) fn seal_wal(&self) -> io::Result<()> {
         let Some(wal) = self.files.wal()? else { return Ok(()) };
-        let index = match File::open(self.files.path(FileKind::Shm)) {
-            Ok(file) => StoredIndex::open(file)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
-        let (Some(index), Some(header)) = (index, WalHeader::read(&wal)?) else { return Ok(()) };
+        let index = Index::read(&self.files.path(FileKind::Shm))?;
+        let Some(header) = WalHeader::read(&wal)? else { return Ok(()) };
         let (valid, chain) = chain_end(&wal, header)?;
-        if valid >= index.header().mx_frame || !agree(&index, &wal, &header)? {
+        let last = match index {
+            Index::Of(index) if index.header().salt == header.salt && index.header().mx_frame > valid => {
+                if !agree(&index, &wal, &header)? {
+                    return Ok(());
+                }
+                last_committed(&index, &wal, header)?
+            }
+            Index::Of(_) | Index::None => {
+                WalWalk::resume(&wal, header, valid, chain).crossing_gaps().valid_prefix()?.mx_frame
+            }
+            Index::Damaged => return Ok(()),
+        };
+        if last <= valid {
             return Ok(());
         }
-        let last = last_committed(&index, &wal, header)?;
         complete_chain(&wal, &header, valid, chain, last)?;
         tracing::warn!(
             database = %self.name, frames = last - valid, from = valid + 1, to = last,
-            "only the wal-index vouched for these frames of the WAL (SQLite before 3.51); completed their checksums"
+            "these frames of the WAL had no checksums (SQLite before 3.51); completed them"
         );
         Ok(())
+    }
+}
+
+/// The wal-index that the last run left.
+enum Index {
+    /// None, or one that was made invalid: its last client kept its own.
+    None,
+    Of(StoredIndex),
+    Damaged,
+}
+
+impl Index {
+    fn read(path: &Path) -> io::Result<Self> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::None),
+            Err(error) => return Err(error),
+        };
+        let mut header = [1; INDEX_HEADER_LEN];
+        match file.read_exact_at(&mut header, 0) {
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
+            Ok(()) if header == [0; INDEX_HEADER_LEN] => return Ok(Self::None),
+            _ => {}
+        }
+        Ok(StoredIndex::open(file)?.map_or(Self::Damaged, Self::Of))
     }
 }
 

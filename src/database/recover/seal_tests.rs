@@ -191,3 +191,23 @@ proptest! {
         prop_assert_eq!(after_start(&node), (2, 11));
     }
 }
+
+#[test]
+fn where_the_last_client_kept_its_index_the_frames_behind_a_gap_count_by_their_generation() {
+    let (_, crashed) = with_three_commits_in_the_wal();
+    let whole = crashed.crash().restart();
+    for index_left in [false, true] {
+        let node = without_checksums(&crashed);
+        if index_left {
+            // Made invalid when the commits of an exclusive client were captured.
+            open(&node, FileKind::Shm).write_all_at(&[0; BOTH_HEADERS], 0).expect("write");
+        } else {
+            fs::remove_file(node.path(FileKind::Shm)).expect("remove");
+        }
+        assert_eq!(node.restart(), whole);
+        let node = without_checksums(&crashed);
+        fs::remove_file(node.path(FileKind::Shm)).expect("remove");
+        another_boot(&node);
+        assert_eq!(after_start(&node), (2, 11), "after a power loss the chain alone counts");
+    }
+}

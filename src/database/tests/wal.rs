@@ -322,3 +322,25 @@ fn a_killed_writers_last_frames_are_entered_without_a_recovery() {
     again.run("INSERT INTO t VALUES(5, 'x')").expect("writes");
     check(&database, &mut model, &again);
 }
+
+#[test]
+fn what_a_sleeping_writer_has_committed_is_captured_from_the_copy_it_wrote_first() {
+    use std::os::unix::fs::FileExt;
+    let node = Node::start(Mode::Primary);
+    let (database, client) = node.database("db", WAL);
+    let mut model = Model::default();
+    check(&database, &mut model, &client);
+    let shm = database.shm().expect("attached");
+    let mut before = [0; 48];
+    shm.index.file().read_exact_at(&mut before, 0).expect("reads");
+    client.run("INSERT INTO t VALUES(1, 'x')").expect("writes");
+    // Its writer fell asleep before it wrote the first copy.
+    let mut after = [0; 48];
+    shm.index.file().read_exact_at(&mut after, 0).expect("reads");
+    shm.index.file().write_all_at(&before, 0).expect("writes");
+    let pos = database.position_now().expect("captures, though no header is readable");
+    assert_eq!(pos.txid.0, 2);
+    shm.index.file().write_all_at(&after, 0).expect("writes");
+    check(&database, &mut model, &client);
+    assert_eq!(database.pos(), pos);
+}
