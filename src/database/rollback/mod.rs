@@ -7,6 +7,7 @@
 //!
 //! Without a journal (MEMORY, OFF, `cp`) the end is seen otherwise, see [`unjournaled`].
 
+mod counter;
 mod dirty;
 mod hooks;
 mod phase;
@@ -43,6 +44,10 @@ pub(crate) struct RollbackState {
     wal: Option<bool>,
     /// The record of the dirty pages, if it is in the log already.
     prepared: Option<Prepared>,
+    /// The change counter in page 1 before the transaction; `None`: not read yet.
+    counter: Option<u32>,
+    /// What the engine replaced in page 1 for the record that is being made.
+    advanced: Option<counter::Advanced>,
 }
 
 impl RollbackState {
@@ -98,6 +103,7 @@ impl Database {
         if was_wal && is_wal && !state.rollback.is_pending() {
             return Ok(());
         }
+        self.note_change_counter(state)?;
         if state.rollback.journal == JournalPhase::Idle {
             self.note_unjournaled_write(state)?;
         }
@@ -113,6 +119,7 @@ impl Database {
         // SQLite cuts after the commit: the record has the size from page 1. To nothing it cuts only when the first transaction
         // is rolled back under its journal; otherwise this is `cp` and its O_TRUNC.
         if len > 0 {
+            Self::note_cut_pages(state, len);
             return Ok(());
         }
         state.rollback.wal = Some(false);
@@ -121,6 +128,19 @@ impl Database {
             state.rollback.dirty.insert(1..=1);
         }
         Ok(())
+    }
+
+    /// Marks the pages beyond the new end that the last record still has: without a journal a commit may not be recorded yet when
+    /// it is cut off, and a later one that grows the file again need not write them (free pages): then they are zeros.
+    fn note_cut_pages(state: &mut CaptureState, len: u64) {
+        if state.page_size == 0 || state.rollback.unjournaled != unjournaled::Writer::Sqlite {
+            return;
+        }
+        let kept = u32::try_from(len / u64::from(state.page_size)).unwrap_or(u32::MAX);
+        let recorded = state.checksums.page_count();
+        if kept < recorded {
+            state.rollback.dirty.insert(kept.saturating_add(1)..=recorded);
+        }
     }
 
     /// Whether page 1 of the file names WAL mode.
@@ -142,7 +162,7 @@ impl Database {
     fn capture_dirty_pages(&self, state: &mut CaptureState, durable: bool) -> io::Result<Option<Pos>> {
         self.withdraw_prepared(state)?;
         let Some(prepared) = self.make_record_of_dirty_pages(state)? else {
-            state.rollback.dirty.clear();
+            state.rollback.transaction_ended();
             return Ok(None);
         };
         if durable {
@@ -150,7 +170,7 @@ impl Database {
             self.note_outcome("sync the log", synced.as_ref().err());
             synced?;
         }
-        state.rollback.dirty.clear();
+        state.rollback.transaction_ended();
         Ok(Some(self.publish_prepared(state, prepared)))
     }
 
@@ -175,6 +195,7 @@ impl Database {
             // The lease does not cover this instant: SQLite rolls back, which is let through as nothing differs then.
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
+        self.advance_change_counter(state, &file, &header, commit)?;
         // The set is taken out so that its iterator and `state` do not share a borrow.
         let dirty = std::mem::take(&mut state.rollback.dirty);
         let head = TxHead {
@@ -189,6 +210,9 @@ impl Database {
         let result = self.prepare_transaction(state, &head, &mut source);
         drop(source);
         state.rollback.dirty = dirty;
+        if !matches!(result, Ok(Some(_))) {
+            self.take_change_counter_back(state)?;
+        }
         result
     }
 

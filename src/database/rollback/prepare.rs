@@ -81,7 +81,7 @@ impl Database {
             self.withdraw_prepared(state)?;
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        state.rollback.dirty.clear();
+        state.rollback.transaction_ended();
         Ok(Some(self.publish_prepared(state, prepared)))
     }
 
@@ -93,6 +93,7 @@ impl Database {
         if state.rollback.prepared.is_some() {
             self.log.truncate_after(state.pos.txid)?;
             state.rollback.prepared = None;
+            self.take_change_counter_back(state)?;
         }
         Ok(())
     }
