@@ -131,7 +131,7 @@ pub struct LtxArgs {
 pub enum LtxCommand {
     /// One line per record of these files or folders.
     List {
-        /// Files of one or more LTX images, or folders of them.
+        /// LTX files, segments of a log (.seg), or folders: of them, or of a database in the data directory.
         #[arg(required = true)]
         paths: Vec<PathBuf>,
     },

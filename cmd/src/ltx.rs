@@ -1,10 +1,11 @@
 //! `litefs ltx`: LTX files for people.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
+use litefs::database::log::segment_images;
 use litefs::ltx::{Decoder, Header, Summary, verify};
 use litefs::sqlite::page::{lock_page, page_checksum, page_offset};
 use litefs::{Checksum, Pos};
@@ -13,6 +14,9 @@ use std::os::unix::fs::FileExt;
 
 use crate::cli::LtxCommand;
 use crate::transfer::print;
+
+/// Bytes read at once.
+const READ_BYTES: usize = 1 << 18;
 
 /// Runs one of the subcommands; 1 when what it checked is not in order.
 ///
@@ -27,7 +31,8 @@ pub fn run(command: &LtxCommand) -> anyhow::Result<u8> {
     }
 }
 
-/// The files of these paths; a folder stands for its `.ltx` files, by name (which is by TXID).
+/// The files of these paths; a folder stands for its records in order: `.ltx` files by name (which is by TXID), or the segments
+/// (`.seg`) of a log. The folder of a database stands for its log.
 fn files(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in paths {
@@ -36,24 +41,45 @@ fn files(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
             continue;
         }
         let mut inside = Vec::new();
-        for entry in fs::read_dir(path).with_context(|| format!("list {}", path.display()))? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "ltx") {
-                inside.push(path);
-            }
+        for folder in [path.join("ltx"), path.clone(), path.join("log")] {
+            inside.append(&mut records_in(&folder)?);
         }
-        ensure!(!inside.is_empty(), "{} holds no .ltx file", path.display());
-        inside.sort();
+        ensure!(!inside.is_empty(), "{} holds no .ltx file and no .seg file", path.display());
         files.append(&mut inside);
     }
     Ok(files)
 }
 
+/// The files with records directly in this folder, sorted; none when there is no such folder.
+fn records_in(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut inside = Vec::new();
+    if !folder.is_dir() {
+        return Ok(inside);
+    }
+    for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "ltx" || extension == "seg") {
+            inside.push(path);
+        }
+    }
+    inside.sort();
+    Ok(inside)
+}
+
 /// Calls `each` with a reader at the start of every LTX image of the file; `each` reads exactly one. What a running
-/// node has reserved behind the last image (zeroes) is not an image.
-fn images(path: &Path, mut each: impl FnMut(&mut BufReader<File>) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-    let mut reader = BufReader::with_capacity(1 << 18, file);
+/// node has reserved behind the last image (zeroes) is not an image, nor is a record of a segment that is being written.
+fn images(path: &Path, mut each: impl FnMut(&mut dyn BufRead) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+    if path.extension().is_some_and(|extension| extension == "seg") {
+        let places = segment_images(&file).with_context(|| format!("read {}", path.display()))?;
+        for (offset, len) in places {
+            file.seek(SeekFrom::Start(offset))?;
+            let mut reader = BufReader::with_capacity(READ_BYTES, (&file).take(len));
+            each(&mut reader).with_context(|| format!("{}", path.display()))?;
+        }
+        return Ok(());
+    }
+    let mut reader = BufReader::with_capacity(READ_BYTES, file);
     loop {
         match reader.fill_buf().with_context(|| format!("read {}", path.display()))?.first() {
             None | Some(0) => return Ok(()),
@@ -153,7 +179,7 @@ fn apply(db: &Path, paths: &[PathBuf]) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn apply_one(file: &File, reader: &mut BufReader<File>, at: Option<Pos>) -> anyhow::Result<Summary> {
+fn apply_one(file: &File, reader: &mut dyn BufRead, at: Option<Pos>) -> anyhow::Result<Summary> {
     let mut decoder = Decoder::new(reader)?;
     let header = *decoder.header();
     if let Some(at) = at

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use super::fence::Fence;
-use super::log::Log;
+use super::log::{Log, Opened};
 use super::{Database, Files, Health};
 use crate::kernel::FileKind;
 use crate::positions::Positions;
@@ -16,15 +16,31 @@ use crate::store::{Notice, Shared};
 use crate::{DbName, Pos};
 
 impl Database {
-    /// Opens what lies in `dir` and recovers it. Only a log that cannot be opened at all is an error; whatever else is
-    /// wrong with a database is its health.
+    /// Opens a new database in `dir`.
     ///
     /// # Errors
     /// The log's folder.
-    pub(crate) fn open(name: DbName, shared: Arc<Shared>, dir: PathBuf) -> io::Result<Arc<Self>> {
+    pub(crate) fn create(name: DbName, shared: Arc<Shared>, dir: PathBuf) -> io::Result<Arc<Self>> {
+        let (log, opened) = Log::open(&dir)?;
+        Ok(Self::with_log(name, shared, dir, log, Ok(&opened)))
+    }
+
+    /// Opens what lies in `dir` and recovers it. Whatever is wrong with it is its health: the other databases are served.
+    pub(crate) fn open(name: DbName, shared: Arc<Shared>, dir: PathBuf) -> Arc<Self> {
+        match Log::open(&dir) {
+            Ok((log, opened)) => {
+                tracing::debug!(database = %name, ?opened, pos = %log.last_pos(), "log opened");
+                Self::with_log(name, shared, dir, log, Ok(&opened))
+            }
+            Err(error) => {
+                let log = Log::unreadable(&dir, &error);
+                Self::with_log(name, shared, dir, log, Err(error))
+            }
+        }
+    }
+
+    fn with_log(name: DbName, shared: Arc<Shared>, dir: PathBuf, log: Log, opened: io::Result<&Opened>) -> Arc<Self> {
         let files = Files::new(dir, shared.layout);
-        let (log, opened) = Log::open(files.dir())?;
-        tracing::debug!(database = %name, ?opened, pos = %log.last_pos(), "log opened");
         let database = Self {
             metrics: shared.metrics.database(&name),
             name,
@@ -40,10 +56,13 @@ impl Database {
             health: Mutex::new(Health::Ok),
             live: AtomicBool::new(false),
         };
-        if let Err(error) = database.recover(&opened) {
+        let recovered = opened.and_then(|opened| database.recover(opened));
+        if let Err(error) = recovered {
+            // Known to exist, so that it is reported.
+            database.live.store(database.files.exists(FileKind::Database), Ordering::Release);
             database.set_broken(format!("recovery: {error}; repair the disk under data.dir and start again"));
         }
-        Ok(Arc::new(database))
+        Arc::new(database)
     }
 
     /// The database file exists from now on (empty, if it did not).

@@ -112,7 +112,7 @@ impl Store {
         let shared = Arc::new(Shared::new(config, layout, directory.is_same_boot()?)?);
         let mut databases = BTreeMap::new();
         for name in directory.database_names()? {
-            let database = Database::open(name.clone(), shared.clone(), directory.database_dir(&name))?;
+            let database = Database::open(name.clone(), shared.clone(), directory.database_dir(&name));
             databases.insert(name, database);
         }
         // From now on, a wal-index below the directory is one of this boot.
@@ -242,7 +242,7 @@ impl Store {
             Some(database) => database.clone(),
             None => {
                 let dir = self.directory.create_database_dir(name)?;
-                let database = Database::open(name.clone(), self.shared.clone(), dir)?;
+                let database = Database::create(name.clone(), self.shared.clone(), dir)?;
                 databases.insert(name.clone(), database.clone());
                 database
             }

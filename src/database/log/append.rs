@@ -156,6 +156,7 @@ impl Log {
     }
 
     fn check_continues(&self, header: &Header) -> io::Result<()> {
+        self.check_readable()?;
         let last = self.last_pos();
         if header.is_snapshot() || last.is_zero() || header.pre() == last {
             return Ok(());

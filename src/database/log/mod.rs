@@ -27,10 +27,12 @@ mod tests;
 pub use open::Opened;
 pub use read::{RecordReader, Records};
 pub use retention::Reaped;
+pub use segment::segment_images;
 pub use spool::Spool;
 
 use std::collections::VecDeque;
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -60,6 +62,8 @@ pub struct Log {
     syncing: Mutex<()>,
     /// The index. Held for memory operations only, never for I/O.
     state: Mutex<State>,
+    /// Why it could not be read when it was opened: it holds nothing, and nothing may be written to it.
+    unreadable: Option<String>,
 }
 
 /// What only the one that appends needs.
@@ -191,6 +195,14 @@ pub struct LogSize {
 }
 
 impl Log {
+    /// Refuses to change a log that could not be read: what is in it would be overwritten.
+    fn check_readable(&self) -> io::Result<()> {
+        match &self.unreadable {
+            None => Ok(()),
+            Some(reason) => Err(io::Error::other(format!("the log could not be read ({reason}); start again"))),
+        }
+    }
+
     /// The position after the newest record; [`Pos::ZERO`] for an empty log.
     #[must_use]
     pub fn last_pos(&self) -> Pos {

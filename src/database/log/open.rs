@@ -48,23 +48,24 @@ impl Log {
         Self::open_as(dir, Access::Read)
     }
 
+    /// Stands for a log that cannot be read: empty, and never written to.
+    #[must_use]
+    pub fn unreadable(dir: &Path, reason: &io::Error) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            appender: Mutex::default(),
+            syncing: Mutex::default(),
+            state: Mutex::new(State::empty(1)),
+            unreadable: Some(reason.to_string()),
+        }
+    }
+
     fn open_as(dir: &Path, access: Access) -> io::Result<(Self, Opened)> {
         let mut opened = Opened::default();
         let mut found = segment_files(&Self::segments_dir(dir), access)?;
         let next_sequence = found.last().map_or(1, |(sequence, _)| sequence + 1);
         let active = open_active(&mut found, &mut opened, access)?;
-        let mut state = State {
-            segments: VecDeque::new(),
-            active: Vec::new(),
-            active_file: None,
-            directory_changed: false,
-            sealed: VecDeque::new(),
-            last: None,
-            chain_start: Txid::ZERO,
-            synced: Txid::ZERO,
-            next_sequence,
-            cache: Cache::default(),
-        };
+        let mut state = State::empty(next_sequence);
         for (sequence, path) in found {
             match first_record(&path, sequence)? {
                 Some((first, len)) => state.segments.push_back(Segment { path, sequence, first, len }),
@@ -80,6 +81,7 @@ impl Log {
             appender: Mutex::new(Appender::default()),
             syncing: Mutex::new(()),
             state: Mutex::new(state),
+            unreadable: None,
         };
         log.take_over(active, &mut opened, access)?;
         Ok((log, opened))
@@ -128,6 +130,23 @@ impl Log {
             }
         }
         Ok(())
+    }
+}
+
+impl State {
+    fn empty(next_sequence: u64) -> Self {
+        Self {
+            segments: VecDeque::new(),
+            active: Vec::new(),
+            active_file: None,
+            directory_changed: false,
+            sealed: VecDeque::new(),
+            last: None,
+            chain_start: Txid::ZERO,
+            synced: Txid::ZERO,
+            next_sequence,
+            cache: Cache::default(),
+        }
     }
 }
 

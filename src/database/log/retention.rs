@@ -55,6 +55,7 @@ impl Log {
     /// # Errors
     /// `InvalidInput` when `txid` lies inside a record; reading or removing failed.
     pub fn truncate_after(&self, txid: Txid) -> io::Result<Pos> {
+        self.check_readable()?;
         let _appender = self.appender.lock();
         let _syncing = self.syncing.lock();
         let (removed, kept) = {

@@ -139,6 +139,20 @@ pub(super) fn is_room(file: &File, from: u64, to: u64) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Where the LTX images of a segment file lie: offset and length in bytes, in order. What is not whole (the node is writing, or
+/// was killed) is left out.
+///
+/// # Errors
+/// `InvalidData` when it is no segment; reading.
+pub fn segment_images(file: &File) -> io::Result<Vec<(u64, u64)>> {
+    let mut bytes = [0; SEGMENT_HEADER_BYTES as usize];
+    os::read_or_zero_at(file, &mut bytes, 0)?;
+    if bytes != segment_header(be64(&bytes, 8)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a segment of a litefs log"));
+    }
+    Ok(scan(file, true)?.entries.iter().map(|entry| (entry.offset, entry.len)).collect())
+}
+
 /// What a scan of a segment found.
 #[derive(Debug, Default)]
 pub(super) struct Scan {

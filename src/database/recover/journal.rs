@@ -9,13 +9,28 @@ use crate::os;
 use crate::sqlite::journal::{Journal, is_hot};
 use crate::sqlite::page::page_offset;
 
+/// What became of the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RolledBack {
+    /// There was none, or none that counts, or it was that of a single database.
+    Done,
+    /// The transaction's super-journal is still there: it was not committed, in none of its databases. The journal is kept until
+    /// [`finish`], as the log may hold a record of it.
+    WithSuperJournal,
+}
+
+/// Removes the journal.
+pub(super) fn finish(database: &Database) -> io::Result<()> {
+    database.files.remove(FileKind::Journal)
+}
+
 /// Rolls the database back when its journal is hot, and removes the journal. A transaction whose super-journal is gone was
 /// committed: its journal is removed as well.
-pub(super) fn roll_back(database: &Database) -> io::Result<()> {
+pub(super) fn roll_back(database: &Database) -> io::Result<RolledBack> {
     let path = database.files.path(FileKind::Journal);
     let file = match File::open(&path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(RolledBack::Done),
         Err(error) => return Err(error),
     };
     let target = database.files.database()?;
@@ -34,6 +49,10 @@ pub(super) fn roll_back(database: &Database) -> io::Result<()> {
         os::set_len("recover.rollback", &target, u64::from(pages) * u64::from(page_size))?;
         os::sync_data("recover.rollback", &target)?;
         tracing::info!(database = %database.name, pages = count, "rolled back an unfinished transaction");
+        if journal.super_journal()?.is_some() {
+            return Ok(RolledBack::WithSuperJournal);
+        }
     }
-    database.files.remove(FileKind::Journal)
+    finish(database)?;
+    Ok(RolledBack::Done)
 }

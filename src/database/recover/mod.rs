@@ -29,6 +29,8 @@ mod wal;
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
+mod format_tests;
+#[cfg(test)]
 mod golden_tests;
 #[cfg(test)]
 mod seal_tests;
@@ -114,9 +116,29 @@ impl Database {
             self.finish_wal(&mut state, &found, 0);
             return Ok(());
         }
-        journal::roll_back(self)?;
+        let rolled_back = journal::roll_back(self)?;
         let found = self.examine(Some(&header))?;
+        if rolled_back == journal::RolledBack::WithSuperJournal {
+            self.forget_uncommitted(&found, &header)?;
+            journal::finish(self)?;
+            let Some(header) = self.log.last_header() else { return self.recover_without_log(&mut state) };
+            return self.reach(&mut state, &found, &header, self.log.last_pos(), opened);
+        }
         self.reach(&mut state, &found, &header, target, opened)
+    }
+
+    /// A transaction over several databases is captured, in one after the other, before its super-journal is unlinked, which
+    /// commits it. It was not: so if the log's last record is of it, that did not happen.
+    fn forget_uncommitted(&self, found: &Found, last: &Header) -> io::Result<()> {
+        let is_first = last.is_snapshot() && found.base.page_size == 0;
+        let is_of_it = last.wal_size == 0
+            && last.min_txid == last.max_txid
+            && (is_first || last.pre_apply == found.commits[found.last()].checksum);
+        if is_of_it {
+            let pos = self.log.truncate_after(last.min_txid.prev())?;
+            tracing::warn!(database = %self.name, %pos, "took a transaction over several databases back that was not committed");
+        }
+        Ok(())
     }
 
     fn say_what_was_found(&self, opened: &Opened) {
@@ -319,6 +341,7 @@ impl Database {
         }
         self.live.store(true, Ordering::Release);
         journal::roll_back(self)?;
+        journal::finish(self)?;
         let found = self.examine(None)?;
         if found.base.page_size == 0 {
             if self.files.database()?.metadata()?.len() > 0 {
@@ -355,6 +378,7 @@ impl Database {
             return FileKind::ALL.iter().try_for_each(|kind| self.files.remove(*kind));
         }
         journal::roll_back(self)?;
+        journal::finish(self)?;
         let found = self.examine(None)?;
         let last = &found.commits[found.last()];
         if found.base.page_size == 0 || last.checksum == header.pre_apply {

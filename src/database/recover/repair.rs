@@ -25,6 +25,7 @@ impl Database {
         tracing::info!(database = %self.name, folder = %folder.display(), "kept the files as they were");
         let mut state = self.capture.lock();
         journal::roll_back(self)?;
+        journal::finish(self)?;
         let found = self.examine(None)?;
         if found.base.page_size == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is not a SQLite database: import one"));

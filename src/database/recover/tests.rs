@@ -100,6 +100,14 @@ impl Node {
         started.database.pos()
     }
 
+    /// As [`Self::restart`], without what was kept at a clean stop, and without SQLite's own check of all pages.
+    pub(super) fn restart_unchecked(&self) -> Pos {
+        let _ = fs::remove_file(self.db_dir().join("checksums"));
+        let started = self.start();
+        assert_eq!(started.database.health(), Health::Ok);
+        started.database.pos()
+    }
+
     fn segment(&self) -> PathBuf {
         fs::read_dir(self.db_dir().join("log")).expect("log").next().expect("segment").expect("entry").path()
     }
@@ -457,4 +465,26 @@ fn what_is_no_database_is_broken_and_left_alone() {
     fs::write(node.path(FileKind::Database), b"").expect("write");
     let started = node.start();
     assert_eq!((started.database.health(), started.database.pos()), (Health::Ok, Pos::ZERO));
+}
+
+#[test]
+fn a_log_that_cannot_be_read_costs_its_database_alone() {
+    let node = Node::new("delete");
+    let pos = node.restart();
+    let other = node.dir.path().join("dbs/other.db");
+    fs::create_dir_all(&other).expect("folder");
+    let name = Layout::Sqlite.file_name(FileKind::Database);
+    fs::copy(node.path(FileKind::Database), other.join(name)).expect("copy");
+    fs::write(other.join("log"), "not a folder").expect("write");
+
+    let started = node.start();
+    assert_eq!((started.database.pos(), started.rows()), (pos, 10));
+    let broken = started.store.database("other.db").expect("it is known");
+    assert!(matches!(broken.health(), Health::Broken(_)), "{:?}", broken.health());
+    assert!(broken.log.truncate_after(Txid::ZERO).is_err(), "what is there is not touched");
+    drop(started);
+
+    fs::remove_file(other.join("log")).expect("remove");
+    let started = node.start();
+    assert_eq!(started.store.database("other.db").expect("there").health(), Health::Ok);
 }
