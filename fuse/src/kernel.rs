@@ -6,7 +6,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 
-use crossbeam_channel::{Receiver, Sender};
 use fuser::{INodeNo, Notifier};
 use litefs::{DbName, FileKind, Kernel};
 use parking_lot::Mutex;
@@ -14,35 +13,22 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::names::mount_name;
 use crate::node::ROOT_INO;
+use crate::notifications::{Notification, Notifications};
 use crate::tree::Tree;
 use crate::workers::in_handler;
 
 /// Most bytes in one message to the kernel.
 const STORE_BYTES_MAX: usize = 128 * 1024;
 
-/// A message to the kernel that nobody waits for, sent by the notifier thread.
-#[derive(Debug)]
-pub enum Notification {
-    /// Look this name of the root directory up again.
-    Entry(String),
-    /// Drop cached pages and attributes of an inode from an offset on.
-    Inode(u64, u64),
-    /// Put these bytes into the cache of an inode.
-    Store(u64, u64, Vec<u8>),
-    /// The mount is going away.
-    Stop,
-}
-
 /// Sends queued notifications until the mount stops. They take the directory's and the pages' locks in the kernel, which
 /// clients hold while they wait for us; this thread holds nothing that a handler needs.
-pub fn run_notifier(notifier: Notifier, queue: Receiver<Notification>) -> io::Result<thread::JoinHandle<()>> {
+pub fn run_notifier(notifier: Notifier, queue: Arc<Notifications>) -> io::Result<thread::JoinHandle<()>> {
     thread::Builder::new().name("fuse-notifier".into()).spawn(move || {
-        for notification in queue {
+        while let Some(notification) = queue.next() {
             let sent = match &notification {
                 Notification::Entry(name) => notifier.inval_entry(INodeNo(ROOT_INO), name.as_ref()),
                 Notification::Inode(ino, offset) => notifier.inval_inode(INodeNo(*ino), signed(*offset), 0),
                 Notification::Store(ino, offset, data) => store(&notifier, *ino, *offset, data),
-                Notification::Stop => return,
             };
             if let Err(error) = sent {
                 tracing::debug!(%error, "notify the kernel (the mount may be going away)");
@@ -70,12 +56,12 @@ pub struct MountKernel {
     notifier: Notifier,
     /// Opens through the directory itself: a walk through the root would wait for whoever creates a file there.
     alias: Mutex<Option<Arc<OwnedFd>>>,
-    queue: Sender<Notification>,
+    queue: Arc<Notifications>,
 }
 
 impl MountKernel {
     /// The seam of a mount whose alias directory is open as `alias`.
-    pub fn new(tree: Arc<Tree>, notifier: Notifier, alias: OwnedFd, queue: Sender<Notification>) -> Self {
+    pub fn new(tree: Arc<Tree>, notifier: Notifier, alias: OwnedFd, queue: Arc<Notifications>) -> Self {
         Self { tree, notifier, alias: Mutex::new(Some(Arc::new(alias))), queue }
     }
 
@@ -102,7 +88,7 @@ impl Kernel for MountKernel {
         let Some(ino) = self.known(db, FileKind::Database) else { return Ok(()) };
         if in_handler() {
             // The client behind this request may hold the very page locked: it must be answered first.
-            let _ = self.queue.send(Notification::Store(ino, offset, data.to_vec()));
+            self.queue.send(Notification::Store(ino, offset, data.to_vec()));
             return Ok(());
         }
         store(&self.notifier, ino, offset, data)
@@ -111,7 +97,7 @@ impl Kernel for MountKernel {
     fn invalidate(&self, db: &DbName, kind: FileKind, offset: u64) {
         let Some(ino) = self.known(db, kind) else { return };
         if in_handler() {
-            let _ = self.queue.send(Notification::Inode(ino, offset));
+            self.queue.send(Notification::Inode(ino, offset));
             return;
         }
         if let Err(error) = self.notifier.inval_inode(INodeNo(ino), signed(offset), 0) {

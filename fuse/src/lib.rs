@@ -22,10 +22,11 @@ mod mount;
 mod mountpoint;
 mod names;
 mod node;
+mod notifications;
 mod tree;
 mod workers;
 
 pub use error::MountError;
 pub use info::{HaltLocks, NodeInfo};
-pub use mount::{IoMode, Mount, MountOptions, OnDead, Passthrough, default_control_dir};
+pub use mount::{IoMode, Mount, MountOptions, NotificationCounts, OnDead, Passthrough, default_control_dir};
 pub use mountpoint::force_unmount;

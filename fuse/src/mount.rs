@@ -16,10 +16,11 @@ use rustix::fs::{Mode, OFlags};
 use crate::control::{ControlFs, LockTable};
 use crate::error::MountError;
 use crate::info::{HaltLocks, NodeInfo};
-use crate::kernel::{MountKernel, Notification, run_notifier};
+use crate::kernel::{MountKernel, run_notifier};
 use crate::main_fs::MainFs;
 use crate::mountpoint::{mount_fuse, prepare, unmount_or_abort};
 use crate::names::ALIAS_DIRECTORY;
+use crate::notifications::Notifications;
 use crate::tree::{Layout, Tree};
 use crate::workers::FUSE_THREADS;
 
@@ -53,6 +54,18 @@ pub enum IoMode {
 /// Called once when a FUSE connection ends without [`Mount::unmount`]; the text says which.
 pub type OnDead = Arc<dyn Fn(String) + Send + Sync>;
 
+/// For metrics; may outlive the mount.
+#[derive(Debug, Clone)]
+pub struct NotificationCounts(Arc<Notifications>);
+
+impl NotificationCounts {
+    /// Messages to the kernel that wait now, and how many were merged because too many did, since the start.
+    #[must_use]
+    pub fn get(&self) -> (usize, u64) {
+        self.0.counts()
+    }
+}
+
 /// How to mount.
 #[derive(Clone)]
 pub struct MountOptions {
@@ -84,7 +97,7 @@ pub struct Mount {
     tree: Arc<Tree>,
     kernel: Arc<MountKernel>,
     stopping: Arc<AtomicBool>,
-    queue: crossbeam_channel::Sender<Notification>,
+    queue: Arc<Notifications>,
     threads: Vec<JoinHandle<()>>,
     is_mounted: bool,
 }
@@ -103,11 +116,11 @@ impl Mount {
         let dir = prepare(&options.dir)?;
         let control_dir = prepare(&options.control_dir)?;
         let data_dir = store.config().data_dir.clone();
-        let (queue, notifications) = crossbeam_channel::unbounded();
+        let queue = Arc::new(Notifications::default());
         let io_mode = choose_io(&dir, &data_dir, &options)?;
         let passthrough = io_mode == IoMode::Passthrough;
         let layout = Layout { data_dir, control_dir: control_dir.clone(), passthrough };
-        let tree = Tree::new(layout, Arc::clone(&store), node_info, queue.clone()).map_err(MountError::Start)?;
+        let tree = Tree::new(layout, Arc::clone(&store), node_info, Arc::clone(&queue)).map_err(MountError::Start)?;
         let tree = Arc::new(tree);
         let stopping = Arc::new(AtomicBool::new(false));
         let watch = |what| Watch { what, stopping: Arc::clone(&stopping), on_dead: Arc::clone(&options.on_dead) };
@@ -131,9 +144,9 @@ impl Mount {
             control,
             &mut undo,
         )?)?);
-        threads.push(run_notifier(notifier.clone(), notifications).map_err(MountError::Start)?);
+        threads.push(run_notifier(notifier.clone(), Arc::clone(&queue)).map_err(MountError::Start)?);
         let alias = open_alias(&dir).map_err(MountError::Start)?;
-        let kernel = Arc::new(MountKernel::new(Arc::clone(&tree), notifier, alias, queue.clone()));
+        let kernel = Arc::new(MountKernel::new(Arc::clone(&tree), notifier, alias, Arc::clone(&queue)));
         undo.disarm();
         store.attach_kernel(Arc::clone(&kernel) as Arc<dyn litefs::Kernel>);
         tree.attached.open();
@@ -150,6 +163,12 @@ impl Mount {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// How many messages wait for the kernel.
+    #[must_use]
+    pub fn notifications(&self) -> NotificationCounts {
+        NotificationCounts(Arc::clone(&self.queue))
     }
 
     /// The seam the engine uses.
@@ -192,7 +211,7 @@ impl Mount {
         self.kernel.close();
         let unmounted = [&self.control_dir, &self.dir]
             .map(|dir| unmount_or_abort(dir).map_err(|source| MountError::Unmount { dir: dir.clone(), source }));
-        let _ = self.queue.send(Notification::Stop);
+        self.queue.stop();
         let _ = std::fs::remove_dir(&self.control_dir);
         unmounted.into_iter().collect()
     }

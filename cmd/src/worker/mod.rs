@@ -1,6 +1,7 @@
 //! The worker process: store, mounts, node, proxy; started and watched by the supervisor.
 
 mod keeper;
+mod notification_metrics;
 mod proxy;
 mod seams;
 mod start;

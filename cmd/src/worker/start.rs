@@ -18,6 +18,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::keeper::SupervisorKeeper;
+use super::notification_metrics::NotificationMetrics;
 use super::proxy::{BoundProxy, RunningProxy};
 use super::seams::LateNode;
 use crate::channel::{Channel, FromWorker};
@@ -71,6 +72,7 @@ impl Running {
         let io_mode = mount.io_mode().clone();
         tracing::info!(dir = %config.fuse.dir.display(), io = ?io_mode, "mounted");
         let mut registry = Registry::default();
+        registry.register_collector(Box::new(NotificationMetrics(mount.notifications())));
         if let Some(proxy) = &proxy {
             proxy.register(&mut registry);
         }

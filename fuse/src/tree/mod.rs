@@ -13,16 +13,15 @@ use std::io::{Error, ErrorKind, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crossbeam_channel::Sender;
 use litefs::{Database, DbName, FileKind, Store};
 use parking_lot::Mutex;
 
 use crate::engine_threads::{AttachGate, EngineThreads};
 use crate::errno::os;
 use crate::info::NodeInfo;
-use crate::kernel::Notification;
 use crate::names::{Name, mount_name};
 use crate::node::{IoPath, Located, Node, NodeTable, Target};
+use crate::notifications::{Notification, Notifications};
 
 pub use create::Creator;
 pub use directory::Listings;
@@ -49,7 +48,7 @@ pub struct Tree {
     pub(crate) listings: Listings,
     pub(crate) engine_threads: EngineThreads,
     pub(crate) attached: AttachGate,
-    notifications: Sender<Notification>,
+    notifications: Arc<Notifications>,
     /// Backing directories with entries that are not durable yet. A leaf lock.
     unsynced: Mutex<BTreeSet<PathBuf>>,
     /// Held while an ordinary file becomes a database, is renamed or is removed. Taken before the node table's lock; the
@@ -84,7 +83,7 @@ impl Tree {
         layout: Layout,
         store: Arc<Store>,
         info: Arc<dyn NodeInfo>,
-        notifications: Sender<Notification>,
+        notifications: Arc<Notifications>,
     ) -> Result<Self> {
         let files_dir = layout.data_dir.join("files");
         if !files_dir.exists() {
@@ -208,7 +207,7 @@ impl Tree {
 
     /// Tells the kernel, soon, that a name of the mount may stand for something else now. Never blocks.
     fn forget_name(&self, name: String) {
-        let _ = self.notifications.send(Notification::Entry(name));
+        self.notifications.send(Notification::Entry(name));
     }
 
     /// The engine created or removed a database's file by itself.
