@@ -318,6 +318,11 @@ impl Node {
         eventually("the node ends", || child.try_wait().ok().flatten())
     }
 
+    /// Whether the process has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()))
+    }
+
     /// SIGTERM; its exit code.
     pub fn stop(&mut self) -> Option<i32> {
         self.signal(Signal::TERM);

@@ -108,7 +108,8 @@ def read(path, seed, stop):
             time.sleep(rng.random() / 3)
         assert digest(db) == told, "the snapshot of serial %d changed" % serial
         if rng.random() < 0.05:
-            assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+            check = db.execute("PRAGMA integrity_check").fetchall()
+            assert check == [("ok",)], "serial %d is damaged: %s" % (serial, check)
         db.execute("COMMIT")
         last = serial
         time.sleep(rng.random() / 50)

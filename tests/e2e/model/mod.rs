@@ -156,6 +156,7 @@ impl Run {
         });
         if !matches!(plan.mode, "WAL" | "OFF") && self.random.u32(..4) == 0 {
             let page_size = 512 << self.random.u32(..8);
+            println!("page size {page_size}");
             cli(&db, &format!("PRAGMA page_size={page_size}; VACUUM")).expect("another page size");
         }
     }
@@ -225,6 +226,7 @@ impl Run {
             println!("seed {} round {number}: {plan:?}", self.seed);
             self.round(number, plan, &replay);
             self.check_acknowledged(plan);
+            replay.wait(&self.primary.pos("a.db").unwrap_or_default());
         }
         assert_eq!(cli(&self.primary.db("a.db"), "PRAGMA integrity_check").as_deref(), Ok("ok"));
         self.replica.wait_same_pos(&self.primary, "a.db");

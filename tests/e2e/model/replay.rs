@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::io::BufReader;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use litefs::database::log::Log;
 use litefs::ltx::Decoder;
 use litefs::sqlite::page::{lock_page, page_checksum, page_offset};
 use litefs::{Checksum, Pos, Txid};
+use litefs_tests::eventually;
 use rusqlite::{Connection, OpenFlags};
 
 /// Between two looks at the log.
@@ -39,6 +40,7 @@ pub struct Replay {
     stop: Arc<AtomicBool>,
     /// Several transactions may have become one record (journal modes whose commits leave no trace).
     merges: Arc<AtomicBool>,
+    reached: Arc<Mutex<Pos>>,
     thread: JoinHandle<Seen>,
 }
 
@@ -47,10 +49,20 @@ impl Replay {
     pub fn start(dir: PathBuf, folder: &Path) -> Self {
         let path = folder.join("copy.db");
         let (stop, merges) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let copy = Copy { dir, path: path.clone(), merges: merges.clone(), seen: Seen::default(), newest: None };
+        let reached = Arc::new(Mutex::new(Pos::ZERO));
+        let copy =
+            Copy { dir, path: path.clone(), merges: merges.clone(), reached: reached.clone(), seen: Seen::default() };
         let told = stop.clone();
         let thread = std::thread::spawn(move || copy.follow(&told));
-        Self { path, stop, merges, thread }
+        Self { path, stop, merges, reached, thread }
+    }
+
+    /// Waits until the copy is at this position (as `<db>-pos` tells it).
+    pub fn wait(&self, pos: &str) {
+        eventually("the copy follows", || {
+            assert!(!self.thread.is_finished(), "a record is not what a writer saw");
+            (self.reached.lock().expect("lock").to_string() == pos).then_some(())
+        });
     }
 
     /// From now on several transactions may (or may not) become one record.
@@ -73,9 +85,8 @@ struct Copy {
     dir: PathBuf,
     path: PathBuf,
     merges: Arc<AtomicBool>,
+    reached: Arc<Mutex<Pos>>,
     seen: Seen,
-    /// The newest record, if it waits for the next one, and whether merges were allowed when it was first seen.
-    newest: Option<(Pos, bool)>,
 }
 
 impl Copy {
@@ -83,7 +94,7 @@ impl Copy {
         loop {
             let last = stop.load(Ordering::Relaxed);
             // While the node cuts or drops segments a look may fail; at the end it may not.
-            let applied = self.apply_new(last);
+            let applied = self.apply_new();
             assert!(!last || applied.is_ok(), "read the log: {applied:?}");
             if last {
                 return self.seen;
@@ -92,29 +103,28 @@ impl Copy {
         }
     }
 
-    fn apply_new(&mut self, last: bool) -> std::io::Result<()> {
+    fn apply_new(&mut self) -> std::io::Result<()> {
         let log = Arc::new(Log::open_read_only(&self.dir)?.0);
-        let newest = log.last_pos();
         let records = match log.after(self.seen.pos)? {
-            Some(records) => Some(records),
+            Some(records) => records,
             // History begins again: another page size.
-            None => match (log.read(newest.txid)?, log.first_pos()) {
-                (Some(record), _) if record.min_txid == Txid(1) => return self.apply_or_wait(&record, newest, last),
-                (_, Some(Pos::ZERO)) => log.after(Pos::ZERO)?,
-                (_, first) => panic!("{} is no longer in the log, which begins at {first:?}", self.seen.pos),
+            None => match log.read(log.last_pos().txid)? {
+                Some(last) if last.min_txid == Txid(1) => return self.apply(&last),
+                _ => match log.first_pos() {
+                    Some(first) if first.is_zero() => return self.apply_from_snapshot(&log),
+                    first => panic!("{} is no longer in the log, which begins at {first:?}", self.seen.pos),
+                },
             },
         };
-        records.into_iter().flatten().try_for_each(|record| self.apply_or_wait(&record?, newest, last))
+        for record in records {
+            self.apply(&record?)?;
+        }
+        Ok(())
     }
 
-    /// Before the end, the newest record of a log waits for the next one: it may be prepared only, and withdrawn again because its client
-    /// rolls back or was killed.
-    fn apply_or_wait(&mut self, record: &Record, newest: Pos, last: bool) -> std::io::Result<()> {
-        if last || record.post != newest {
-            return self.apply(record);
-        }
-        if self.newest.is_none_or(|(pos, _)| pos != newest) {
-            self.newest = Some((newest, self.merges.load(Ordering::Relaxed)));
+    fn apply_from_snapshot(&mut self, log: &Arc<Log>) -> std::io::Result<()> {
+        for record in log.after(Pos::ZERO)?.into_iter().flatten() {
+            self.apply(&record?)?;
         }
         Ok(())
     }
@@ -141,6 +151,7 @@ impl Copy {
         self.seen.pos = record.post;
         self.seen.node_id = record.node_id;
         self.seen.records += 1;
+        *self.reached.lock().expect("lock") = record.post;
         Ok(())
     }
 
@@ -159,8 +170,7 @@ impl Copy {
         assert_eq!(one("SELECT digest FROM state"), digest(&copy), "{at}, serial {serial}: no writer saw this");
         let before = self.seen.serial;
         // What recovery makes of several commits may be one record.
-        let merged = self.merges.load(Ordering::Relaxed) || self.newest == Some((record.post, true));
-        let may_jump = is_snapshot || merged || record.node_id != self.seen.node_id;
+        let may_jump = is_snapshot || self.merges.load(Ordering::Relaxed) || record.node_id != self.seen.node_id;
         assert!(serial >= before, "{at}: serial {serial} after {before}");
         assert!(serial <= before + 1 || may_jump, "{at}: serial {serial} after {before}: a transaction is missing");
         self.seen.serial = serial;
