@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::links::ShmLink;
 use super::wal_capture::{Generation, Looked, Lookup};
@@ -13,12 +13,14 @@ use super::{CaptureState, Database};
 use crate::Pos;
 use crate::kernel::FileKind;
 use crate::sqlite::locks::{self, LockGuard, LockKind};
-use crate::sqlite::wal::{FRAME_HEADER_LEN, FrameHeader, WalHeader, WalWalk, frame_offset};
+use crate::sqlite::wal::{FRAME_HEADER_LEN, FrameHeader, Salt, WalHeader, WalWalk, frame_offset};
 use crate::sqlite::wal_index::header::IndexHeader;
 
 /// How long the barrier waits for a wal-index that is being written. Only a writer in its last instant, or a recovery,
 /// makes it unreadable; neither waits for us.
 const UNREADABLE_WAIT: Duration = Duration::from_millis(200);
+/// File times may be this coarse (a tick of the kernel is 4 to 10 ms).
+const TIMESTAMP_GRAIN: Duration = Duration::from_millis(50);
 const UNREADABLE_PAUSE: Duration = Duration::from_micros(50);
 
 impl Database {
@@ -171,6 +173,10 @@ impl Database {
         let Some(wal) = self.files.wal()? else { return Ok(()) };
         let Some(header) = WalHeader::read(&wal)? else { return Ok(()) };
         let at = generation(state, &header).copied().unwrap_or_default();
+        let stamp = WalStamp::take(&wal, &at)?;
+        if stamp.is_some() && stamp == state.wal.fruitless {
+            return Ok(());
+        }
         let walk = if at.frame == 0 || !is_unchanged(&wal, &header, &at)? {
             WalWalk::resume(&wal, header, 0, header.checksum)
         } else {
@@ -180,6 +186,7 @@ impl Database {
         // The client's own index knows these frames, whatever its version forgot to write into them.
         let prefix = walk.crossing_gaps().valid_prefix()?;
         if prefix.mx_frame == 0 {
+            state.wal.fruitless = stamp;
             return Ok(());
         }
         let index = IndexHeader {
@@ -192,6 +199,28 @@ impl Database {
             salt: header.salt,
         };
         self.capture_up_to(state, &index, &Lookup::Frames).map(|_| ())
+    }
+}
+
+/// By which a WAL that was walked in vain is known again: what a large transaction left that was not committed need not be read
+/// for every page that a client moves to the database file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WalStamp {
+    ino: u64,
+    len: u64,
+    modified: SystemTime,
+    salt: Salt,
+    captured: u32,
+}
+
+impl WalStamp {
+    /// `None` when the last write was so short ago that another one may leave the same time.
+    fn take(wal: &File, captured: &Generation) -> io::Result<Option<Self>> {
+        let metadata = wal.metadata()?;
+        let modified = metadata.modified()?;
+        let settled = SystemTime::now().duration_since(modified).is_ok_and(|age| age > TIMESTAMP_GRAIN);
+        let (ino, len) = (metadata.ino(), metadata.len());
+        Ok(settled.then_some(Self { ino, len, modified, salt: captured.salt, captured: captured.frame }))
     }
 }
 

@@ -127,13 +127,23 @@ impl Database {
         self.withdraw_prepared(state)?;
         let mut buffers = std::mem::take(&mut state.buffers);
         buffers.changes.clear();
-        let result = self.make_record(state, head, pages, &mut buffers);
+        let result = self.forget_refused(state).and_then(|()| self.make_record(state, head, pages, &mut buffers));
         if !matches!(result, Ok(Some(_))) && buffers.changes.capacity() > KEPT_CHANGES_MAX {
             buffers.changes = Vec::new();
         }
         state.buffers = buffers;
         self.note_outcome("record a transaction", result.as_ref().err());
         result
+    }
+
+    /// Cuts what a commit that was refused left at the end of the log because the disk failed then as well.
+    fn forget_refused(&self, state: &CaptureState) -> io::Result<()> {
+        let Some(last) = self.log.last_header().filter(|_| !state.pos.is_zero()) else { return Ok(()) };
+        // A record of another node is waiting to be applied.
+        if last.max_txid > state.pos.txid && last.node_id == self.shared.node_id {
+            self.log.truncate_after(state.pos.txid)?;
+        }
+        Ok(())
     }
 
     fn make_record(

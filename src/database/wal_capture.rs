@@ -21,6 +21,8 @@ use crate::sqlite::wal_index::header::IndexHeader;
 pub(crate) struct WalProgress {
     pub(crate) current: Generation,
     pub(crate) previous: Generation,
+    /// The WAL as it was when its frames were walked for commits in vain.
+    pub(super) fruitless: Option<super::barrier::WalStamp>,
     /// Reused from transaction to transaction.
     scratch: Scratch,
 }

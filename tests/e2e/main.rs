@@ -7,6 +7,7 @@ mod clients;
 mod commands;
 mod consul;
 mod failover;
+mod faults;
 mod halt;
 mod import;
 mod lifecycle;

@@ -72,6 +72,8 @@ pub struct NodeConfig {
     pub extra: String,
     /// More lines of the `data:` section, indented by two.
     pub data: String,
+    /// More lines of the `fuse:` section, indented by two.
+    pub fuse: String,
     /// A file, or flags.
     pub start: Start,
     /// Arguments behind `litefs mount -config …`.
@@ -205,10 +207,10 @@ impl Node {
     }
 
     fn config_text(&self) -> String {
-        let NodeConfig { lease, extra, data, .. } = &self.config;
+        let NodeConfig { lease, extra, data, fuse, .. } = &self.config;
         let lease = if lease.is_empty() { "  type: static\n  hostname: localhost\n" } else { lease };
         format!(
-            "fuse:\n  dir: {}\ndata:\n  dir: {}\n{data}http:\n  addr: 127.0.0.1:{}\nlog:\n  timestamp: true\n  debug: true\nlease:\n{lease}{extra}",
+            "fuse:\n  dir: {}\n{fuse}data:\n  dir: {}\n{data}http:\n  addr: 127.0.0.1:{}\nlog:\n  timestamp: true\n  debug: true\nlease:\n{lease}{extra}",
             self.mount().display(),
             self.data().display(),
             self.port,

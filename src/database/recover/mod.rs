@@ -317,7 +317,8 @@ impl Database {
         }
         let result = self.checkpoint_and_remove(found, last, from);
         if let Err(error) = &result {
-            self.note_outcome("move the WAL into the database", Some(error));
+            // The next checkpoint does it.
+            self.note_outcome("checkpoint", Some(error));
             return;
         }
         state.wal.current = Generation::default();

@@ -220,7 +220,8 @@ impl Run {
     }
 
     fn run(mut self) {
-        let replay = Replay::start(self.primary.data().join("dbs/a.db"), self.primary.folder());
+        let (log, pos) = (self.primary.data().join("dbs/a.db"), self.primary.db("a.db-pos"));
+        let replay = Replay::start(log, pos, self.primary.folder());
         for number in 0..ROUNDS {
             let plan = Plan::draw(&mut self.random);
             println!("seed {} round {number}: {plan:?}", self.seed);

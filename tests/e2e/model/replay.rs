@@ -46,12 +46,20 @@ pub struct Replay {
 
 impl Replay {
     /// Starts to follow the log of the database in `dir`; the copy is made in `folder`.
-    pub fn start(dir: PathBuf, folder: &Path) -> Self {
+    ///
+    /// A record beyond the position that `pos` tells (a file of the mount) may still be taken back.
+    pub fn start(dir: PathBuf, pos: PathBuf, folder: &Path) -> Self {
         let path = folder.join("copy.db");
         let (stop, merges) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let reached = Arc::new(Mutex::new(Pos::ZERO));
-        let copy =
-            Copy { dir, path: path.clone(), merges: merges.clone(), reached: reached.clone(), seen: Seen::default() };
+        let copy = Copy {
+            dir,
+            pos,
+            path: path.clone(),
+            merges: merges.clone(),
+            reached: reached.clone(),
+            seen: Seen::default(),
+        };
         let told = stop.clone();
         let thread = std::thread::spawn(move || copy.follow(&told));
         Self { path, stop, merges, reached, thread }
@@ -83,6 +91,8 @@ impl Replay {
 
 struct Copy {
     dir: PathBuf,
+    /// Where the node tells its position.
+    pos: PathBuf,
     path: PathBuf,
     merges: Arc<AtomicBool>,
     reached: Arc<Mutex<Pos>>,
@@ -104,6 +114,8 @@ impl Copy {
     }
 
     fn apply_new(&mut self) -> std::io::Result<()> {
+        let told = fs::read_to_string(&self.pos)?;
+        let Ok(published) = told.trim_end().parse::<Pos>() else { return Ok(()) };
         let log = Arc::new(Log::open_read_only(&self.dir)?.0);
         let records = match log.after(self.seen.pos)? {
             Some(records) => records,
@@ -111,19 +123,20 @@ impl Copy {
             None => match log.read(log.last_pos().txid)? {
                 Some(last) if last.min_txid == Txid(1) => return self.apply(&last),
                 _ => match log.first_pos() {
-                    Some(first) if first.is_zero() => return self.apply_from_snapshot(&log),
+                    Some(first) if first.is_zero() => return self.apply_from_snapshot(&log, published.txid),
                     first => panic!("{} is no longer in the log, which begins at {first:?}", self.seen.pos),
                 },
             },
         };
-        for record in records {
+        for record in records.until(published.txid) {
             self.apply(&record?)?;
         }
         Ok(())
     }
 
-    fn apply_from_snapshot(&mut self, log: &Arc<Log>) -> std::io::Result<()> {
-        for record in log.after(Pos::ZERO)?.into_iter().flatten() {
+    fn apply_from_snapshot(&mut self, log: &Arc<Log>, until: Txid) -> std::io::Result<()> {
+        let Some(records) = log.after(Pos::ZERO)? else { return Ok(()) };
+        for record in records.until(until) {
             self.apply(&record?)?;
         }
         Ok(())
