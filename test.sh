@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every check of the project: formatting, lints, build, docs, unit, integration and end-to-end tests.
+# Every check of the project: formatting, lints, build, docs, unit, integration and end-to-end tests, faults on a cluster.
 #
 # Wants Debian (or a machine that has the packages below), root (FUSE mounts, passthrough) and Rust stable.
 # Each step has a time cap; output goes to target/test-logs/, and what a failed step printed last is shown.
@@ -46,7 +46,8 @@ step() {
   timeout --kill-after=15 "$cap" "$@" >"$log" 2>&1
   rc=$?
   if [ $rc -eq 0 ]; then
-    grep -E '^test result: ' "$log" | grep -v ' 0 passed; 0 failed; 0 ignored' | sed 's/^/    /'
+    # Results of tests, rows of the scenarios' table, and what could not be done on this machine.
+    grep -E '^test result: |^\||^!!!' "$log" | grep -v ' 0 passed; 0 failed; 0 ignored' | sed 's/^/    /'
     say "    ok in $((SECONDS - begun)) s"
     return 0
   fi
@@ -113,5 +114,7 @@ done
 export LITEFS_BIN="$(realpath "${CARGO_TARGET_DIR:-target}")/debug/litefs"
 step "end to end" 1500 cargo test --workspace --test e2e --no-fail-fast -- --test-threads=2
 step "demo" 120 python3 -m unittest discover -s integration/demo
-step "chaos" 600 env LITEFS="$LITEFS_BIN" PYTHONPATH=integration python3 -m chaos --short
+export LITEFS="$LITEFS_BIN"
+step "chaos" 600 env PYTHONPATH=integration python3 -m chaos --short
+step "soak" 600 integration/soak --minutes 3 --seed 1
 finish
