@@ -64,9 +64,10 @@ step() {
 install_packages() {
   local missing=() pair
   for pair in sqlite3:sqlite3 fusermount3:fuse3 curl:curl python3:python3 cc:build-essential git:git ps:procps \
-    pkg-config:pkg-config ip:iproute2; do
+    pkg-config:pkg-config ip:iproute2 nghttp:nghttp2-client; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
   done
+  /usr/bin/python3 -c 'import websockets' || missing+=(python3-websockets)
   [ ${#missing[@]} -eq 0 ] && return 0
   if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     say "missing: ${missing[*]} (install them, or run as root on Debian)"
@@ -115,6 +116,7 @@ export LITEFS_BIN="$(realpath "${CARGO_TARGET_DIR:-target}")/debug/litefs"
 step "end to end" 1500 cargo test --workspace --test e2e --no-fail-fast -- --test-threads=2
 step "demo" 120 python3 -m unittest discover -s integration/demo
 export LITEFS="$LITEFS_BIN"
+step "proxy" 400 env PYTHONPATH=integration /usr/bin/python3 -m proxy --pairs 400 --stops 2
 step "chaos" 600 env PYTHONPATH=integration python3 -m chaos --short
 step "soak" 600 integration/soak --minutes 3 --seed 1
 finish

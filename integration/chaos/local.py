@@ -34,8 +34,8 @@ http:
 proxy:
   addr: ":8080"
   target: "127.0.0.1:8081"
-  db: "guestbook.db"
   advertise-url: "http://{address}:8080"
+{proxy_keys}
 lease:
   type: consul
   hostname: {name}
@@ -49,7 +49,7 @@ tracing:
 log:
   timestamp: true
 exec:
-  - cmd: "python3 {demo}/app.py"
+  - cmd: "python3 {application}"
 """
 
 
@@ -135,6 +135,9 @@ class Host:
 class Node(Host):
     """A litefs node with the guestbook as its child."""
 
+    application = os.path.join(ROOT, "integration", "demo", "app.py")
+    proxy_keys = '  db: "guestbook.db"'
+
     def __init__(self, cluster, name, number):
         super().__init__(cluster, name, number)
         self.api = f"http://{self.address}:20202"
@@ -151,7 +154,7 @@ class Node(Host):
         with open(config, "w", encoding="utf-8") as file:
             file.write(CONFIG.format(
                 data=self.data, mount=self.mount, name=self.name, address=self.address, retention=self.cluster.retention,
-                consul=self.cluster.consul.address, demo=os.path.join(ROOT, "integration", "demo"),
+                consul=self.cluster.consul.address, application=self.application, proxy_keys=self.proxy_keys,
             ))
         database = os.path.join(self.mount, "guestbook.db")
         self.spawn([self.binary, "mount", "-config", config], self.log,
@@ -223,14 +226,14 @@ class Node(Host):
 class Cluster(ClusterBase):
     """Consul and three nodes."""
 
-    def __init__(self, retention="10m", nodes=3):
+    def __init__(self, retention="10m", nodes=3, node=Node):
         self.claim, self.id = claim_number()
         self.subnet, self.retention = f"10.89.{self.id}", retention
         self.switch, self.uplink = f"lfs-{self.id}-switch", f"lfs{self.id}"
         self.binary = os.environ.get("LITEFS", os.path.join(ROOT, "target", "release", "litefs"))
         self.folder, self.keep = tempfile.mkdtemp(prefix="litefs-chaos-"), False
         self.consul = Host(self, "consul", 10)
-        self.nodes = [Node(self, f"n{n}", n) for n in range(1, nodes + 1)]
+        self.nodes = [node(self, f"n{n}", n) for n in range(1, nodes + 1)]
 
     def __enter__(self):
         try:

@@ -103,6 +103,10 @@ impl Positions for Node {
         Box::pin(std::future::pending())
     }
 
+    fn position_if_current(&self, db: &DbName) -> Option<Txid> {
+        self.txid(db)
+    }
+
     fn position_now(&self, db: &DbName) -> io::Result<Option<Txid>> {
         Ok(self.txid(db))
     }

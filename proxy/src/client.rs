@@ -3,10 +3,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -14,16 +14,12 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::clock::coarse_ms;
 use crate::config::ProxySettings;
 use crate::connection::HEADER_BYTES_MAX;
 use crate::headers;
 use crate::metrics::ProxyMetrics;
-
-/// Milliseconds on a clock that only this module reads.
-fn now_ms() -> u64 {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX)
-}
+use crate::socket::poll_send;
 
 /// What is known of a client, shared by its connection and its requests.
 #[derive(Debug)]
@@ -64,7 +60,7 @@ impl ClientState {
             forwarded: Mutex::new(None),
             multiplexed,
             active: AtomicUsize::new(0),
-            phase_since_ms: AtomicU64::new(now_ms()),
+            phase_since_ms: AtomicU64::new(coarse_ms()),
             header_begun: AtomicBool::new(false),
             body_pending: AtomicBool::new(false),
             reset: AtomicBool::new(false),
@@ -96,7 +92,7 @@ impl ClientState {
     }
 
     fn enter_phase(&self) {
-        self.phase_since_ms.store(now_ms(), Ordering::Relaxed);
+        self.phase_since_ms.store(coarse_ms(), Ordering::Relaxed);
     }
 
     fn on_read(&self, bytes: &[u8]) {
@@ -150,7 +146,7 @@ impl ClientState {
         } else {
             limits.idle_timeout
         };
-        let passed_ms = now_ms().saturating_sub(self.phase_since_ms.load(Ordering::Relaxed));
+        let passed_ms = coarse_ms().saturating_sub(self.phase_since_ms.load(Ordering::Relaxed));
         limit.saturating_sub(Duration::from_millis(passed_ms))
     }
 }
@@ -243,7 +239,7 @@ impl AsyncWrite for ClientIo {
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_interim(cx))?;
         self.client.all_sent.store(false, Ordering::Relaxed);
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        poll_send(Pin::new(&mut self.stream), cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {

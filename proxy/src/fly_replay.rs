@@ -41,7 +41,7 @@ pub fn parse(value: &[u8]) -> Option<FlyReplay> {
     }
     let text = std::str::from_utf8(value).ok()?;
     let mut replay = FlyReplay::default();
-    let mut understood = false;
+    let mut elsewhere = None;
     for part in text.split(';') {
         let Some((key, value)) = part.split_once('=') else { continue };
         let (key, value) = (key.trim(), value.trim());
@@ -54,16 +54,15 @@ pub fn parse(value: &[u8]) -> Option<FlyReplay> {
             "app" => &mut replay.app,
             "state" => &mut replay.state,
             "elsewhere" => {
-                replay.elsewhere = value.eq_ignore_ascii_case("true");
-                understood |= replay.elsewhere;
+                elsewhere.get_or_insert_with(|| value.eq_ignore_ascii_case("true"));
                 continue;
             }
             _ => continue,
         };
         field.get_or_insert_with(|| value.to_owned());
-        understood = true;
     }
-    understood.then_some(replay)
+    replay.elsewhere = elsewhere == Some(true);
+    (replay != FlyReplay::default()).then_some(replay)
 }
 
 #[cfg(test)]
@@ -84,7 +83,7 @@ mod tests {
 
     #[test]
     fn anything_else_is_not_a_replay() {
-        for value in [&b""[..], b"instance", b"instance=", b"foo=bar", b"elsewhere=false", b"\xff=x"] {
+        for value in [&b""[..], b"instance", b"instance=", b"foo=bar", b"elsewhere=false;elsewhere=true", b"\xff=x"] {
             assert_eq!(parse(value), None, "{value:?}");
         }
     }

@@ -23,9 +23,9 @@ use crate::wait::{self, Found};
 
 /// Fly.io replays bodies up to this size.
 const FLY_REPLAY_BODY_BYTES_MAX: u64 = 1_000_000;
-/// Between two attempts at a primary that takes no connections, or that says it is none.
+/// Before the second attempt at a primary that takes no connections; doubled for every further one, up to [`AGREEMENT`].
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// How long the cluster may take to agree on who is the primary after a node has said that it is not.
+/// Between two attempts at a node that says it is not the primary, unless the cluster agrees on another one before.
 const AGREEMENT: Duration = Duration::from_secs(1);
 
 /// A request that only the primary may answer.
@@ -91,8 +91,8 @@ pub(crate) async fn for_application(worker: &Worker, mut request: Outgoing, repl
     by_http(worker, request, primary, deadline, Decision::AppReplayed, "replayed for the application").await
 }
 
-/// Sends to the primary's proxy until `deadline`: a primary that cannot be reached may be gone, and the next one known
-/// in a moment. A node that refuses is believed once. What may have been executed is never sent again.
+/// Sends to the primary's proxy until `deadline`: a primary that cannot be reached, or says that it is none, may be gone, and
+/// the next one known in a moment. What may have been executed is never sent again.
 async fn by_http(
     worker: &Worker,
     mut request: Outgoing,
@@ -102,28 +102,26 @@ async fn by_http(
     reason: &'static str,
 ) -> Answer {
     let shared = &worker.shared;
-    let mut refusals = 0;
+    let mut pause = RETRY_INTERVAL;
+    let left = || deadline.saturating_duration_since(Instant::now());
     loop {
         let Some(address) = address(worker, &primary) else {
             return Answer::bad_gateway("the primary's URL is not usable", Decision::PrimaryFailed, "bad primary URL");
         };
         match request.send(worker, &worker.peer(&address)).await {
             Ok(response) if is_refusal(&response) => {
-                refusals += 1;
-                if refusals > 1 || !request.keep_whole_body().await {
+                let again = !left().is_zero() && request.keep_whole_body().await;
+                if !again || !wait::for_change(shared, &primary, left().min(AGREEMENT)).await {
                     return Answer::no_primary("the node taken for the primary is not");
                 }
-                let left = deadline.saturating_duration_since(Instant::now());
-                wait::for_change(shared, &primary, left.min(AGREEMENT)).await;
             }
             Ok(response) => return Answer::new(finish(worker, response, true), decision, reason),
             Err(Failure::Unsent(error)) => {
                 tracing::debug!(%error, primary = primary.hostname, "primary takes no connections");
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
+                if left().is_zero() || !wait::for_change(shared, &primary, left().min(pause)).await {
                     return Answer::no_primary("the primary takes no connections");
                 }
-                wait::for_change(shared, &primary, left.min(RETRY_INTERVAL)).await;
+                pause = (pause * 2).min(AGREEMENT);
             }
             Err(Failure::Lost(why)) => return Answer::lost(&why, Decision::PrimaryFailed, !request.is_read()),
             Err(Failure::Timeout) => return Answer::timeout("the primary does not answer"),

@@ -3,7 +3,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::client::ClientState;
-use crate::headers;
+use crate::headers::{self, Present};
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -23,8 +23,8 @@ pub(crate) fn client_uses_tls(headers: &HeaderMap, client: &ClientState) -> bool
 }
 
 /// Adds this hop's knowledge; what a client nobody trusts says about itself is replaced.
-pub(crate) fn add(headers: &mut HeaderMap, client: &ClientState) {
-    if !client.trusted {
+pub(crate) fn add(headers: &mut HeaderMap, client: &ClientState, present: Present) {
+    if !client.trusted && present.forwarded {
         for name in [FOR, PROTO, HOST, header::FORWARDED] {
             headers.remove(name);
         }

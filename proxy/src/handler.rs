@@ -94,7 +94,11 @@ async fn wait_and_serve(worker: &Worker, client: &Arc<ClientState>, request: Rec
             return local::as_primary(worker, request, "became the primary").await;
         }
         Reached::AskPrimary => {
-            return forward::to_primary(worker, client, request, "behind the client's position").await;
+            let answer = forward::to_primary(worker, client, request, "behind the client's position").await;
+            return match answer.decision {
+                Decision::NoPrimary => Answer::timeout("behind the client's position, and no primary answers"),
+                _ => answer,
+            };
         }
         Reached::Nobody if !tracks_anything(shared) => (Decision::Local, "no tracked database here"),
         Reached::Nobody => return Answer::timeout("behind the client's position, and no primary to ask"),

@@ -16,6 +16,49 @@ pub(crate) const FLY_REPLAY: HeaderName = HeaderName::from_static(fly_replay::HE
 /// Value of [`HOP`] in the answer of a node that is not the primary.
 pub(crate) const REFUSED: HeaderValue = HeaderValue::from_static("not-primary");
 
+/// Which of the fields that matter to an intermediary a message has. Found out in one look at all names: most messages have
+/// hardly any, and every look-up in a header map costs a hash.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Present {
+    /// One of [`HOP_BY_HOP`], or `Connection`, which names others.
+    pub hop_by_hop: bool,
+    pub transfer_encoding: bool,
+    pub upgrade: bool,
+    pub te: bool,
+    pub expect: bool,
+    pub via: bool,
+    pub cookie: bool,
+    /// `Forwarded`, `X-Forwarded-*` or `Fly-Forwarded-Port`.
+    pub forwarded: bool,
+    /// [`TXID`], [`HOP`] or [`OUTCOME`].
+    pub ours: bool,
+}
+
+impl Present {
+    pub fn of(headers: &HeaderMap) -> Self {
+        let mut present = Self::default();
+        for name in headers.keys() {
+            match name.as_str() {
+                "transfer-encoding" => (present.hop_by_hop, present.transfer_encoding) = (true, true),
+                "upgrade" => (present.hop_by_hop, present.upgrade) = (true, true),
+                "te" => (present.hop_by_hop, present.te) = (true, true),
+                "connection" | "keep-alive" | "proxy-connection" | "http2-settings" | "proxy-authorization" => {
+                    present.hop_by_hop = true;
+                }
+                "expect" => present.expect = true,
+                "via" => present.via = true,
+                "cookie" => present.cookie = true,
+                "forwarded" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" | "fly-forwarded-port" => {
+                    present.forwarded = true;
+                }
+                token::HEADER | "litefs-hop" | "litefs-outcome" => present.ours = true,
+                _ => {}
+            }
+        }
+        present
+    }
+}
+
 /// Fields that concern one connection only, beside those that `Connection` names.
 const HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
@@ -119,6 +162,20 @@ mod tests {
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         pairs.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
+    }
+
+    #[test]
+    fn one_look_finds_what_the_rules_name() {
+        for name in HOP_BY_HOP {
+            let map = HeaderMap::from_iter([(name.clone(), HeaderValue::from_static("x"))]);
+            assert!(Present::of(&map).hop_by_hop, "{name}");
+        }
+        for name in [TXID, HOP, OUTCOME] {
+            let map = HeaderMap::from_iter([(name.clone(), HeaderValue::from_static("x"))]);
+            assert!(Present::of(&map).ours, "{name}");
+        }
+        let none = Present::of(&headers(&[("host", "a"), ("accept", "*/*"), ("x-connection", "close")]));
+        assert!(!none.hop_by_hop && !none.ours && !none.forwarded);
     }
 
     #[test]

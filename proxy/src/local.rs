@@ -97,10 +97,10 @@ async fn send(worker: &Worker, request: &mut Outgoing) -> Result<Response<Upstre
 
 /// Whether the application asks for what the platform does on Fly.io, and we have to do it instead.
 fn wanted_replay(worker: &Worker, response: &Response<UpstreamBody>) -> Option<FlyReplay> {
-    let value = response.headers().get(FLY_REPLAY)?;
     if worker.shared.config.mode == ForwardMode::FlyReplay {
         return None;
     }
+    let value = response.headers().get(FLY_REPLAY)?;
     fly_replay::parse(value.as_bytes()).filter(FlyReplay::is_for_this_cluster)
 }
 

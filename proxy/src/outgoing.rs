@@ -9,7 +9,7 @@ use litefs::Txid;
 use crate::body::{ReplayableBody, RequestBody, UpstreamBody};
 use crate::client::ClientState;
 use crate::forwarded;
-use crate::headers::{self, HOP, TXID};
+use crate::headers::{self, HOP, Present, TXID};
 use crate::request::Received;
 use crate::server::Worker;
 use crate::tunnel;
@@ -27,6 +27,8 @@ enum Source {
 pub(crate) struct Outgoing {
     pub method: Method,
     pub headers: HeaderMap,
+    /// What the client sent in `headers`.
+    present: Present,
     pub uri: Uri,
     /// The client came over TLS.
     pub secure: bool,
@@ -54,10 +56,14 @@ impl Outgoing {
     pub fn new(worker: &Worker, client: &Arc<ClientState>, request: Received, keep_body: bool) -> Self {
         let settings = &worker.shared.config.settings;
         let mut headers = request.headers;
-        headers::remove_hop_by_hop(&mut headers);
-        // The expectation is met here: "100 Continue" is sent when somebody wants the body.
-        headers.remove(header::EXPECT);
-        forwarded::add(&mut headers, client);
+        if request.present.hop_by_hop {
+            headers::remove_hop_by_hop(&mut headers);
+        }
+        if request.present.expect {
+            // The expectation is met here: "100 Continue" is sent when somebody wants the body.
+            headers.remove(header::EXPECT);
+        }
+        forwarded::add(&mut headers, client, request.present);
         headers::append(&mut headers, header::VIA, &worker.shared.via);
         if request.trailers {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -76,6 +82,7 @@ impl Outgoing {
         Self {
             method: request.method,
             headers,
+            present: request.present,
             uri: Uri::from(request.target),
             secure: request.secure,
             seen: request.token.first,
@@ -88,15 +95,22 @@ impl Outgoing {
 
     /// The application does not see the tracker's own fields and cookies.
     pub fn for_application(mut self) -> Self {
-        headers::tidy_cookies(&mut self.headers, true);
-        self.headers.remove(HOP);
-        self.headers.remove(TXID);
+        if self.present.cookie {
+            headers::tidy_cookies(&mut self.headers, true);
+        }
+        if self.present.ours {
+            self.headers.remove(HOP);
+            self.headers.remove(TXID);
+        }
         self
     }
 
     /// The primary's proxy sees the token, and that it must not send the request on.
     pub fn for_peer(mut self, worker: &Worker) -> Self {
-        headers::tidy_cookies(&mut self.headers, false);
+        if self.present.cookie {
+            headers::tidy_cookies(&mut self.headers, false);
+        }
+        self.present.ours = true;
         self.headers.insert(HOP, worker.shared.name_value.clone());
         self
     }
@@ -213,18 +227,23 @@ impl Outgoing {
 /// What the client gets of an answer: without what concerned the connection it came on, and without fields that only
 /// this proxy may set (`from_peer`: the primary's proxy may, too).
 pub(crate) fn finish(worker: &Worker, mut response: Response<UpstreamBody>, from_peer: bool) -> Response<UpstreamBody> {
+    let present = Present::of(response.headers());
     let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    let upgrade = response.headers().get(header::UPGRADE).filter(|_| switching).cloned();
+    let upgrade = if switching { response.headers().get(header::UPGRADE).cloned() } else { None };
     let headers = response.headers_mut();
-    headers::remove_hop_by_hop(headers);
+    if present.hop_by_hop {
+        headers::remove_hop_by_hop(headers);
+    }
     if let Some(protocol) = upgrade {
         headers.insert(header::UPGRADE, protocol);
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     }
-    headers.remove(HOP);
-    if !from_peer {
-        headers.remove(TXID);
-        headers.remove(headers::OUTCOME);
+    if present.ours {
+        headers.remove(HOP);
+        if !from_peer {
+            headers.remove(TXID);
+            headers.remove(headers::OUTCOME);
+        }
     }
     headers::append(headers, header::VIA, &worker.shared.via);
     *response.version_mut() = http::Version::HTTP_11;

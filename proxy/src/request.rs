@@ -10,7 +10,7 @@ use crate::answer::Answer;
 use crate::client::ClientState;
 use crate::connection::HEADERS_MAX;
 use crate::forwarded;
-use crate::headers::{self, HOP, TXID};
+use crate::headers::{self, HOP, Present, TXID};
 use crate::token::{self, Token};
 
 /// Longest request target, in bytes.
@@ -21,6 +21,8 @@ pub(crate) struct Received {
     pub method: Method,
     pub target: PathAndQuery,
     pub headers: HeaderMap,
+    /// What there is in `headers`.
+    pub present: Present,
     pub body: Incoming,
     /// Cancelled when the body has been read to its end; only for a body that comes on an HTTP/2 stream.
     pub body_complete: Option<CancellationToken>,
@@ -54,7 +56,8 @@ pub(crate) fn receive(
     own_name: &str,
 ) -> Result<Received, Box<Answer>> {
     let bad = |status, why| Box::new(Answer::bad_request(status, why));
-    check_framing(&request, client).map_err(|why| bad(StatusCode::BAD_REQUEST, why))?;
+    let present = Present::of(request.headers());
+    check_framing(&request, present, client).map_err(|why| bad(StatusCode::BAD_REQUEST, why))?;
     if request.method() == Method::CONNECT {
         return Err(bad(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported"));
     }
@@ -65,34 +68,35 @@ pub(crate) fn receive(
     if request.headers().len() > HEADERS_MAX {
         return Err(bad(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too many header fields"));
     }
-    if headers::list(request.headers(), header::VIA).any(|hop| hop.ends_with(own_name)) {
+    if present.via && headers::list(request.headers(), header::VIA).any(|hop| hop.ends_with(own_name)) {
         return Err(bad(StatusCode::LOOP_DETECTED, "this request has been here before"));
     }
-    let upgrade = wanted_upgrade(&request).map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
+    let upgrade = wanted_upgrade(&request, present).map(|protocol| (protocol, hyper::upgrade::on(&mut request)));
     let (parts, body) = request.into_parts();
     let mut headers = parts.headers;
     set_host(&parts.uri, &mut headers, parts.version).map_err(|why| bad(StatusCode::BAD_REQUEST, why))?;
     let is_h2 = parts.version == Version::HTTP_2;
-    let content_type = headers.get(header::CONTENT_TYPE);
+    let is_grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
     Ok(Received {
         method: parts.method,
         target: parts.uri.into_parts().path_and_query.unwrap_or(PathAndQuery::from_static("/")),
-        token: read_token(&headers),
+        token: read_token(&headers, present),
         upgrade,
         interim: parts.version == Version::HTTP_11,
-        from_peer: headers.contains_key(HOP),
-        trailers: headers::lists(&headers, header::TE, "trailers"),
-        grpc: is_h2 && content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")),
-        secure: forwarded::client_uses_tls(&headers, client),
+        from_peer: present.ours && headers.contains_key(HOP),
+        trailers: present.te && headers::lists(&headers, header::TE, "trailers"),
+        grpc: is_h2 && headers.get(header::CONTENT_TYPE).is_some_and(is_grpc),
+        secure: present.forwarded && forwarded::client_uses_tls(&headers, client),
         body_complete: (is_h2 && !body.is_end_stream()).then(CancellationToken::new),
         headers,
+        present,
         body,
     })
 }
 
 /// RFC 9112 §6.3: a message with both framings is an attempt at smuggling or a broken client.
-fn check_framing(request: &Request<Incoming>, client: &ClientState) -> Result<(), &'static str> {
-    if !request.headers().contains_key(header::TRANSFER_ENCODING) {
+fn check_framing(request: &Request<Incoming>, present: Present, client: &ClientState) -> Result<(), &'static str> {
+    if !present.transfer_encoding {
         return Ok(());
     }
     if request.headers().contains_key(header::CONTENT_LENGTH) || client.raw_header_has_content_length() {
@@ -120,7 +124,10 @@ fn set_host(uri: &Uri, headers: &mut HeaderMap, version: Version) -> Result<(), 
 }
 
 /// The protocol that the client wants to change to. `h2c` is not offered here: clients fall back or use prior knowledge.
-fn wanted_upgrade(request: &Request<Incoming>) -> Option<HeaderValue> {
+fn wanted_upgrade(request: &Request<Incoming>, present: Present) -> Option<HeaderValue> {
+    if !present.upgrade {
+        return None;
+    }
     let protocol = request.headers().get(header::UPGRADE)?;
     let asked = request.version() == Version::HTTP_11
         && headers::lists(request.headers(), header::CONNECTION, "upgrade")
@@ -128,13 +135,17 @@ fn wanted_upgrade(request: &Request<Incoming>) -> Option<HeaderValue> {
     asked.then(|| protocol.clone())
 }
 
-fn read_token(headers: &HeaderMap) -> Token {
+fn read_token(headers: &HeaderMap, present: Present) -> Token {
     let mut token = Token::default();
-    for value in headers.get_all(header::COOKIE) {
-        token.merge(token::parse_cookies(value.as_bytes()));
+    if present.cookie {
+        for value in headers.get_all(header::COOKIE) {
+            token.merge(token::parse_cookies(value.as_bytes()));
+        }
     }
-    for value in headers.get_all(TXID) {
-        token.merge(token::parse_header(value.as_bytes()));
+    if present.ours {
+        for value in headers.get_all(TXID) {
+            token.merge(token::parse_header(value.as_bytes()));
+        }
     }
     token
 }

@@ -150,11 +150,12 @@ pub(crate) async fn for_primary(shared: &Shared, deadline: Instant) -> Option<Fo
     found(&*known.ok()?.ok()?)
 }
 
-/// Waits for the role to become another one than `known`, at most `patience`.
-pub(crate) async fn for_change(shared: &Shared, known: &Primary, patience: Duration) {
-    let Some(_place) = Place::take(shared) else { return };
+/// Waits for the role to become another one than `known`, at most `patience`. `false`: too many wait already.
+pub(crate) async fn for_change(shared: &Shared, known: &Primary, patience: Duration) -> bool {
+    let Some(_place) = Place::take(shared) else { return false };
     let mut role = shared.role.clone();
     let changed = until(&mut role, |role| !matches!(role, Role::Replica(primary) if primary == known));
     // Not changed: the caller tries the same primary again.
     let _ = tokio::time::timeout(patience, changed).await;
+    true
 }

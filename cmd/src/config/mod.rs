@@ -215,9 +215,12 @@ fn search() -> Option<PathBuf> {
 
 fn parse(text: &str, source: Option<&Path>, overrides: &Overrides) -> Result<Config, ConfigError> {
     let name = source.map_or_else(|| "flags".to_owned(), |path| path.display().to_string());
-    let mut file = match serde_yaml::from_str::<Option<File>>(text) {
+    let mut file = match serde_path_to_error::deserialize::<_, Option<File>>(serde_yaml::Deserializer::from_str(text)) {
         Ok(file) => file.unwrap_or_default(),
-        Err(error) => return Err(unreadable_yaml(&name, text, &error)),
+        Err(error) => {
+            let path = error.path().to_string();
+            return Err(unreadable_yaml(&name, text, &path, error.inner()));
+        }
     };
     apply_overrides(&mut file, overrides);
     check::resolve(file, source).map_err(|problem| {
@@ -229,15 +232,19 @@ fn parse(text: &str, source: Option<&Path>, overrides: &Overrides) -> Result<Con
     })
 }
 
-/// Serde's message starts with the section and ends with "at line L column C"; here the line comes first, with the key
-/// that stands on it.
-fn unreadable_yaml(name: &str, text: &str, error: &serde_yaml::Error) -> ConfigError {
+/// Serde's message starts with the section and ends with "at line L column C"; here the line comes first, with the key.
+/// `path` is the key of the wrong value; of an unknown key it is the section, and the key the one that stands on the line.
+fn unreadable_yaml(name: &str, text: &str, path: &str, error: &serde_yaml::Error) -> ConfigError {
     let message = error.to_string().replace('\n', " ");
     let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(before, _)| before);
     let Some(line) = error.location().map(|location| location.line()) else {
         return ConfigError::Invalid { place: name.to_owned(), message: message.to_owned() };
     };
-    let key = file::key_at(text, line).unwrap_or_default();
+    let on_line = file::key_at(text, line).unwrap_or_default();
+    let (key, line) = match file::line_of(text, path) {
+        Some(line_of_path) if !on_line.starts_with(&format!("{path}.")) => (path.to_owned(), line_of_path),
+        _ => (on_line, line),
+    };
     let section = key.rsplit_once('.').map_or("", |(section, _)| section);
     let message = message.strip_prefix(section).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(message);
     let key = if key.is_empty() { key } else { format!("{key}: ") };

@@ -84,6 +84,11 @@ fn wrong_values_name_their_key_and_line() {
         ("lease: {type: static}\nfuse:\n  dir: /a\ndata:\n  dir: /a/b\n", "line 5: data.dir: must not lie under"),
         ("lease: {type: static}\nfuse:\n  passthrough: on\n", "line 3: fuse.passthrough"),
         ("lease: {type: static}\ndata:\n  retention: 10\n", "line 3: data.retention: a duration needs a unit"),
+        ("lease: {type: static}\ndata:\n  dir: /d\n  retention: soon\n", "line 4: data.retention: \"soon\""),
+        (
+            "lease: {type: static}\nproxy:\n  target: a:1\n  db: d\n  addr: :1\n  max-lag: soon\n  debug: true\n",
+            "line 6: proxy.max-lag: \"soon\"",
+        ),
         ("lease: {type: static}\nhttp:\n  addr: nonsense\n", "line 3: http.addr: \"nonsense\" is not an address"),
         ("lease:\n  type: consul\n", "lease.consul.url: is required"),
         ("lease:\n  type: static\n  candidate: false\n", "lease.advertise-url: is required on a static replica"),

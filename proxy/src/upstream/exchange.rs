@@ -13,10 +13,10 @@ use http::{Request, Response};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
 use super::{SendFailure, Upstream, describe};
 use crate::body::{RequestBody, UpstreamBody};
+use crate::socket::Socket;
 
 /// The waker that a connection and its answer are polled with. While the task itself is at it, they wake nobody: what
 /// one of them wakes the other for is seen in the same poll. (Otherwise every request would run its task twice as often.)
@@ -51,13 +51,13 @@ pub(super) struct H1Connection {
     waker: Waker,
     sender: http1::SendRequest<RequestBody>,
     /// `None` once it has ended.
-    driver: Option<http1::Connection<TokioIo<TcpStream>, RequestBody>>,
+    driver: Option<http1::Connection<TokioIo<Socket>, RequestBody>>,
 }
 
 impl H1Connection {
     pub fn new(
         sender: http1::SendRequest<RequestBody>,
-        driver: http1::Connection<TokioIo<TcpStream>, RequestBody>,
+        driver: http1::Connection<TokioIo<Socket>, RequestBody>,
     ) -> Self {
         let quiet = Arc::new(Quiet::default());
         Self { waker: Waker::from(Arc::clone(&quiet)), quiet, sender, driver: Some(driver) }

@@ -10,7 +10,7 @@ mod pool;
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -25,6 +25,7 @@ use pool::Pool;
 
 use crate::body::{RequestBody, UpstreamBody};
 use crate::config::HostPort;
+use crate::socket::Socket;
 
 /// For one attempt at a TCP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -71,7 +72,7 @@ impl Upstream {
 
     /// Drops connections nobody used for a while.
     pub fn close_idle(&self) {
-        self.pool.close_idle(Instant::now());
+        self.pool.close_idle();
     }
 
     /// Sends a request and returns the answer as soon as its header is there.
@@ -148,11 +149,11 @@ fn builder() -> http1::Builder {
     builder
 }
 
-async fn open(address: &HostPort) -> io::Result<TcpStream> {
+async fn open(address: &HostPort) -> io::Result<Socket> {
     let connecting = TcpStream::connect((address.host.as_str(), address.port));
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await??;
     crate::connection::prepare(&stream);
-    Ok(stream)
+    Ok(Socket(stream))
 }
 
 async fn connect(address: &HostPort) -> io::Result<Box<H1Connection>> {

@@ -2,17 +2,17 @@
 
 use std::future::poll_fn;
 use std::task::Poll;
-use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::exchange::H1Connection;
+use crate::clock::coarse_ms;
 
 /// Most idle connections that are kept.
 const IDLE_MAX: usize = 256;
-/// How long an idle one is kept: shorter than the keep-alive of common servers would be better still, but a connection
+/// How long an idle one is kept, in milliseconds: shorter than the keep-alive of common servers would be better still, but a connection
 /// that the peer has closed is noticed when it is taken out.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+const IDLE_TIMEOUT_MS: u64 = 30_000;
 
 #[derive(Default)]
 pub(super) struct Pool {
@@ -21,7 +21,7 @@ pub(super) struct Pool {
 
 struct Idle {
     connection: Box<H1Connection>,
-    since: Instant,
+    since_ms: u64,
 }
 
 impl Pool {
@@ -41,14 +41,16 @@ impl Pool {
     pub fn check_in(&self, connection: Box<H1Connection>) {
         let mut idle = self.idle.lock();
         if idle.len() < IDLE_MAX {
-            idle.push(Idle { connection, since: Instant::now() });
+            idle.push(Idle { connection, since_ms: coarse_ms() });
         }
     }
 
-    pub fn close_idle(&self, now: Instant) {
+    pub fn close_idle(&self) {
         // Pushed at the end and popped from it: the oldest are in front.
+        let now_ms = coarse_ms();
+        let is_stale = |idle: &&Idle| now_ms.saturating_sub(idle.since_ms) > IDLE_TIMEOUT_MS;
         let mut idle = self.idle.lock();
-        let stale = idle.iter().take_while(|idle| now.duration_since(idle.since) > IDLE_TIMEOUT).count();
+        let stale = idle.iter().take_while(is_stale).count();
         let stale: Vec<_> = idle.drain(..stale).collect();
         drop(idle);
         drop(stale);

@@ -72,6 +72,19 @@ async fn without_a_primary_to_ask_a_late_read_is_a_timeout() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_late_read_whose_primary_does_not_answer_is_a_timeout() {
+    let app = App::saying("hello").await;
+    let deposed = start(&Node::new(Role::NoPrimary), settings(app.addr));
+    for primary in ["http://127.0.0.1:1".to_owned(), deposed.url("")] {
+        let limits = ProxySettings { replica_wait: SHORT, primary_redirect_timeout: SHORT, ..settings(app.addr) };
+        let proxy = start(&Node::new(replica_of(&primary)), limits);
+        assert_eq!(curl(&["-b", &cookie(10), &proxy.url("/")]).await.status, 504, "{primary}");
+        let write = curl(&["-d", "x", &proxy.url("/")]).await;
+        assert_eq!((write.status, write.header("retry-after")), (503, Some("1")), "{primary}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_write_on_the_primary_gets_the_cookie_in_litefs_form() {
     let node = Node::new(Role::Primary);
     let app = App::writing(&node, "written").await;
@@ -181,6 +194,25 @@ async fn the_queue_of_waiting_requests_is_bounded() {
     assert_eq!(curl(&["-d", "x", &proxy.url("/")]).await.status, 503);
     node.set_role(Role::Primary);
     assert_eq!(waiting.await.expect("curl").status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_queue_before_a_primary_that_cannot_be_reached_is_bounded() {
+    let (node, app) = (Node::new(replica_of("http://127.0.0.1:1")), App::saying("hello").await);
+    let proxy = start(&node, ProxySettings { max_waiting: 1, ..settings(app.addr) });
+    let write = || {
+        let url = proxy.url("/");
+        tokio::spawn(async move { curl(&["-d", "x", &url]).await })
+    };
+    let first = write();
+    eventually("the first write waits", || proxy.metrics.waiting_now() == 1).await;
+    // One of both is refused: between two attempts the first one gives its place up for a moment.
+    let got = tokio::select! {
+        got = write() => got,
+        got = first => got,
+    };
+    let got = got.expect("curl");
+    assert_eq!((got.status, got.header("retry-after")), (503, Some("1")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

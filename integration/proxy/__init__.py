@@ -1,0 +1,1 @@
+"""Shows every promise of the proxy on real nodes, with clients nobody here wrote."""
