@@ -74,10 +74,10 @@ async fn without_a_primary_to_ask_a_late_read_is_a_timeout() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_read_whose_primary_does_not_answer_is_a_timeout() {
     let app = App::saying("hello").await;
-    let deposed = start(&Node::new(Role::NoPrimary), settings(app.addr));
+    let short = || ProxySettings { replica_wait: SHORT, primary_redirect_timeout: SHORT, ..settings(app.addr) };
+    let deposed = start(&Node::new(Role::NoPrimary), short());
     for primary in ["http://127.0.0.1:1".to_owned(), deposed.url("")] {
-        let limits = ProxySettings { replica_wait: SHORT, primary_redirect_timeout: SHORT, ..settings(app.addr) };
-        let proxy = start(&Node::new(replica_of(&primary)), limits);
+        let proxy = start(&Node::new(replica_of(&primary)), short());
         assert_eq!(curl(&["-b", &cookie(10), &proxy.url("/")]).await.status, 504, "{primary}");
         let write = curl(&["-d", "x", &proxy.url("/")]).await;
         assert_eq!((write.status, write.header("retry-after")), (503, Some("1")), "{primary}");
