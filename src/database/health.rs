@@ -28,6 +28,14 @@ impl Database {
         }
     }
 
+    /// A checkpoint that failed is of no interest any more when there is no WAL: a client has done it at its last close.
+    pub(crate) fn forget_failed_checkpoint(&self) {
+        let has_failed = matches!(&*self.health.lock(), Health::Degraded(reason) if reason.starts_with("checkpoint"));
+        if has_failed && !self.files.exists(crate::kernel::FileKind::Wal) {
+            self.note_outcome("checkpoint", None);
+        }
+    }
+
     /// The database cannot be served; see [`Health::Broken`].
     pub(crate) fn set_broken(&self, reason: String) {
         tracing::error!(database = %self.name, reason, "database broken; not served");

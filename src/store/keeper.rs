@@ -79,9 +79,13 @@ impl Keeper {
             if seen.pos != pos {
                 (seen.pos, seen.changed) = (pos, now);
             }
-            if seen.changed.elapsed() >= IDLE && now >= seen.next && database.checkpoint_backlog() > 0 {
-                checkpoint(&database);
-                seen.next = Instant::now() + RETRY;
+            if seen.changed.elapsed() >= IDLE && now >= seen.next {
+                if database.checkpoint_backlog() > 0 {
+                    checkpoint(&database);
+                    seen.next = Instant::now() + RETRY;
+                } else {
+                    database.forget_failed_checkpoint();
+                }
             }
         }
         let config = store.config();
