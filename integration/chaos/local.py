@@ -189,7 +189,9 @@ class Node(Host):
         return time.monotonic() - begin
 
     def kill(self):
-        """SIGKILL to everything at once, as when a container is killed."""
+        """SIGKILL to everything at once, as when a container is killed: frozen first, or the worker of a killed supervisor, which
+        is killed a moment later, has released its lease by then."""
+        self.signal_all(signal.SIGSTOP)
         self.signal_all(signal.SIGKILL)
         self.process.wait(30)
         self.process = None
