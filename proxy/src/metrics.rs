@@ -115,14 +115,9 @@ impl Default for ProxyMetrics {
 }
 
 impl ProxyMetrics {
-    /// Makes the metrics part of what a registry prints. (The node prints counters under the names given here, without the
-    /// `_total` that OpenMetrics would add.)
+    /// Makes the metrics part of what a registry prints; counters with `_total` behind the names given here.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register(
-            "litefs_proxy_requests_total",
-            "Requests by what was decided about them",
-            self.family.clone(),
-        );
+        registry.register("litefs_proxy_requests", "Requests by what was decided about them", self.family.clone());
         let waits = "Seconds that requests waited for a position or a primary";
         registry.register("litefs_proxy_wait_seconds", waits, self.waits.clone());
         let upstream = "Seconds until the header of the application's or the primary's answer";
@@ -132,13 +127,13 @@ impl ProxyMetrics {
         registry.register("litefs_proxy_upgrades", "Open upgraded connections (WebSocket)", self.upgrades.clone());
         registry.register("litefs_proxy_connections", "Open client connections", self.connections.clone());
         let errors = "Client connections that ended with an error (malformed, reset)";
-        registry.register("litefs_proxy_connection_errors_total", errors, self.connection_errors.clone());
+        registry.register("litefs_proxy_connection_errors", errors, self.connection_errors.clone());
         let timeouts = "Client connections closed because the client was too slow or idle";
-        registry.register("litefs_proxy_client_timeouts_total", timeouts, self.timeouts.clone());
+        registry.register("litefs_proxy_client_timeouts", timeouts, self.timeouts.clone());
         let truncated = "Answers broken off because the upstream broke off";
-        registry.register("litefs_proxy_truncated_total", truncated, self.truncated.clone());
+        registry.register("litefs_proxy_truncated", truncated, self.truncated.clone());
         let retries = "Requests sent again on a fresh connection";
-        registry.register("litefs_proxy_retries_total", retries, self.retries.clone());
+        registry.register("litefs_proxy_retries", retries, self.retries.clone());
     }
 
     pub(crate) fn count(&self, decision: Decision) {

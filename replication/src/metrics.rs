@@ -132,8 +132,11 @@ impl Collector for NodeState {
     }
 }
 
+/// Counters that LiteFS does not have: these end in `_total`.
+const OWN_COUNTERS: &str = "litefs_proxy_";
+
 /// The registry in the Prometheus text format (0.0.4). The library writes OpenMetrics, where the samples of a counter end
-/// in `_total`; dashboards made for LiteFS ask for the plain names.
+/// in `_total`, but not its name; dashboards made for LiteFS ask for the plain names.
 pub(crate) fn prometheus_text(registry: &Registry) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, registry)?;
@@ -148,6 +151,13 @@ fn plain_names(text: &str) -> String {
             counter = kind.strip_suffix(" counter");
         }
         let renamed = counter.and_then(|name| {
+            if name.starts_with(OWN_COUNTERS) {
+                if line.starts_with("# TYPE ") {
+                    out = out.replace(&format!("# HELP {name} "), &format!("# HELP {name}_total "));
+                    return Some(format!("# TYPE {name}_total counter"));
+                }
+                return None;
+            }
             let labels_and_value = line.strip_prefix(name)?.strip_prefix("_total")?;
             Some(format!("{name}{labels_and_value}"))
         });
@@ -173,5 +183,16 @@ mod tests {
         assert!(text.contains("# TYPE litefs_http_frame_send_count counter\n"), "{text}");
         assert!(text.contains("litefs_http_stream_count 1\n"), "{text}");
         assert!(!text.contains("_total") && !text.contains("EOF"), "{text}");
+    }
+
+    #[test]
+    fn counters_of_our_own_end_in_total() {
+        let mut registry = Registry::default();
+        let counter = prometheus_client::metrics::counter::Counter::<u64>::default();
+        counter.inc();
+        registry.register("litefs_proxy_retries", "Again", counter);
+        let text = prometheus_text(&registry).expect("text");
+        let expected = "# HELP litefs_proxy_retries_total Again.\n# TYPE litefs_proxy_retries_total counter\n";
+        assert_eq!(text, format!("{expected}litefs_proxy_retries_total 1\n"));
     }
 }
