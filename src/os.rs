@@ -7,6 +7,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use rustix::fs::{AtFlags, StatxFlags, statx};
+
 use crate::fault;
 
 /// Bytes copied at once.
@@ -88,6 +90,13 @@ pub(crate) fn both<A, B: Send>(first: impl FnOnce() -> A, second: impl FnOnce() 
 /// Makes the entries of a directory durable.
 pub(crate) fn sync_dir(label: &'static str, dir: &Path) -> io::Result<()> {
     run(label, || File::open(dir)?.sync_all())
+}
+
+/// The inode number by which the kernel knows an open file. The file system is not asked: that of our own mount is this process,
+/// and who waits for itself cannot be killed (ENGINE "Never wait on our own mount").
+pub(crate) fn known_ino(file: &File) -> io::Result<u64> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    Ok(statx(file, c"", flags, StatxFlags::INO)?.stx_ino)
 }
 
 /// Cuts or grows the file.

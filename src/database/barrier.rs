@@ -12,6 +12,7 @@ use super::wal_capture::{Generation, Looked, Lookup};
 use super::{CaptureState, Database};
 use crate::Pos;
 use crate::kernel::FileKind;
+use crate::os;
 use crate::sqlite::locks::{self, LockGuard, LockKind};
 use crate::sqlite::wal::{FRAME_HEADER_LEN, FrameHeader, Salt, WalHeader, WalWalk, frame_offset};
 use crate::sqlite::wal_index::header::IndexHeader;
@@ -130,7 +131,7 @@ impl Database {
         let Some(kernel) = self.shared.kernel() else { return Ok(()) };
         // A descriptor of its own: this is a hook, the other two belong to actions and the fence.
         let file = Arc::new(kernel.open(&self.name, FileKind::Shm)?);
-        if file.metadata()?.ino() != shm.link.fence.metadata()?.ino() {
+        if os::known_ino(&file)? != os::known_ino(&shm.link.fence)? {
             return Ok(());
         }
         // Somebody who writes now has seen to it.

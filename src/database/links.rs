@@ -197,7 +197,7 @@ impl Database {
         }
         let kernel = self.shared.kernel().ok_or_else(no_kernel)?;
         let link = Link::open(&*kernel, self, FileKind::Shm)?;
-        let index = WalIndex::new(link.fence.try_clone()?);
+        let index = WalIndex::new(link.fence.try_clone()?, backing);
         let shm = Arc::new(ShmLink { link, index, ckpt: AtomicBool::new(false), torn: Mutex::default() });
         shm.share(true)?;
         let fresh = {

@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(count(&reader), 1);
         let open = |name: &str| File::options().read(true).write(true).open(replica.path().join(name)).unwrap();
         let (wal, shm) = (open("db-wal"), open("db-shm"));
-        let index = WalIndex::new(open("db-shm"));
+        let index = WalIndex::new(open("db-shm"), open("db-shm"));
         assert!(locks::try_lock(&shm, locks::DMS, LockKind::Shared).unwrap());
         assert!(locks::try_lock(&shm, locks::WRITE, LockKind::Exclusive).unwrap());
         let mut random = fastrand::Rng::with_seed(u64::from(page_size));
@@ -240,7 +240,8 @@ mod tests {
                 if self.0 { Ok(Some((1, &[0; 512]))) } else { Err(io::Error::other("broken")) }
             }
         }
-        let (wal, index) = (tempfile::tempfile().unwrap(), WalIndex::new(tempfile::tempfile().unwrap()));
+        let (wal, shm) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let index = WalIndex::new(shm.try_clone().unwrap(), shm);
         index.write_header(&IndexHeader::EMPTY).unwrap();
         let header = IndexHeader::EMPTY;
         assert!(append_transaction(&wal, &index, &header, 512, 1, &mut Broken(false)).is_err());

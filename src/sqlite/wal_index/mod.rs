@@ -53,15 +53,18 @@ pub struct CheckpointInfo {
 #[derive(Debug)]
 pub struct WalIndex {
     file: File,
+    /// Asked for the length.
+    backing: File,
     /// Segments in order. A leaf lock: held for the mapping of one segment at most.
     segments: RwLock<Vec<MmapRaw>>,
 }
 
 impl WalIndex {
-    /// An index on this file; nothing is mapped or touched yet.
+    /// An index on this file; nothing is mapped or touched yet. `backing` is the same file beside the mount (on a plain directory,
+    /// another descriptor of `file`): its length is theirs, and asking it is no request to our own mount.
     #[must_use]
-    pub const fn new(file: File) -> Self {
-        Self { file, segments: RwLock::new(Vec::new()) }
+    pub const fn new(file: File, backing: File) -> Self {
+        Self { file, backing, segments: RwLock::new(Vec::new()) }
     }
 
     /// The file behind the mapping.
@@ -77,7 +80,7 @@ impl WalIndex {
             return Ok(Some(self.table(base, number)));
         }
         let mut segments = self.segments.write();
-        let len = self.file.metadata()?.len();
+        let len = self.backing.metadata()?.len();
         while segments.len() <= number {
             let offset = segments.len() as u64 * SEGMENT_LEN as u64;
             if len < offset + SEGMENT_LEN as u64 {
@@ -104,7 +107,7 @@ impl WalIndex {
             return Ok(table);
         }
         let wanted = (number as u64 + 1) * SEGMENT_LEN as u64;
-        let mut at = self.file.metadata()?.len();
+        let mut at = self.backing.metadata()?.len();
         let zeroes = [0_u8; SEGMENT_LEN];
         while at < wanted {
             let len = usize::try_from(wanted - at).unwrap_or(SEGMENT_LEN).min(SEGMENT_LEN);

@@ -29,7 +29,7 @@ fn fixture(page_size: u32) -> Fixture {
         .unwrap();
     let wal = open(&dir.path().join("db-wal"));
     let shm = open(&dir.path().join("db-shm"));
-    let index = WalIndex::new(open(&dir.path().join("db-shm")));
+    let index = WalIndex::new(open(&dir.path().join("db-shm")), open(&dir.path().join("db-shm")));
     assert!(locks::try_lock(&shm, locks::DMS, LockKind::Shared).unwrap());
     Fixture { dir, connection, wal, shm, index }
 }
@@ -73,7 +73,8 @@ fn pages_and_frames_are_found_across_segments() {
 
 #[test]
 fn a_file_that_is_too_short_has_no_header() {
-    let index = WalIndex::new(tempfile::tempfile().unwrap());
+    let file = tempfile::tempfile().unwrap();
+    let index = WalIndex::new(file.try_clone().unwrap(), file);
     assert_eq!(index.read_header().unwrap(), None);
     index.file().set_len(3).unwrap();
     assert_eq!(index.read_header().unwrap(), None);
