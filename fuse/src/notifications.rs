@@ -21,6 +21,20 @@ pub enum Notification {
     Store(u64, u64, Vec<u8>),
 }
 
+impl Notification {
+    fn ino(&self) -> Option<u64> {
+        match self {
+            Self::Inode(ino, _) | Self::Store(ino, _, _) => Some(*ino),
+            Self::Entry(_) => None,
+        }
+    }
+
+    /// Of pages.
+    fn bytes(&self) -> usize {
+        if let Self::Store(_, _, data) = self { data.len() } else { 0 }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Notification>,
@@ -30,7 +44,7 @@ struct State {
 }
 
 /// The queue between handlers, which never wait, and the notifier thread, which the kernel may keep waiting. When it is full,
-/// an inode's messages become one (drop its pages from the lowest offset on), and so do those of a name: what waits is bounded by
+/// an inode's messages become one (drop its pages from the lowest offset on) behind its end, and so do those of a name: what waits is bounded by
 /// the number of files then.
 #[derive(Debug, Default)]
 pub struct Notifications {
@@ -41,24 +55,36 @@ pub struct Notifications {
 }
 
 impl State {
-    /// One message instead of all those of the inode.
-    fn merge_inode(&mut self, ino: u64, mut from: u64) -> u64 {
+    /// One message instead of all those of the inode, with `added`. The last byte of those that store is still stored: only by that
+    /// does the kernel learn of a new end (ENGINE "Kernel cache of the db").
+    fn merge_inode(&mut self, ino: u64, added: Notification) -> u64 {
         let before = self.waiting.len();
+        let (mut from, mut last) = (u64::MAX, None);
         let bytes = &mut self.bytes;
-        self.waiting.retain(|other| match other {
-            Notification::Inode(same, offset) if *same == ino => {
+        let mut merge = |message: &Notification| match message {
+            Notification::Inode(_, offset) => from = from.min(*offset),
+            Notification::Store(_, offset, data) => {
                 from = from.min(*offset);
-                false
+                let end = data.last().map(|byte| (*offset + data.len() as u64 - 1, *byte));
+                last = last.max(end);
             }
-            Notification::Store(same, offset, data) if *same == ino => {
-                from = from.min(*offset);
-                *bytes -= data.len();
-                false
+            Notification::Entry(_) => {}
+        };
+        self.waiting.retain(|other| {
+            let merged = other.ino() == Some(ino);
+            if merged {
+                *bytes -= other.bytes();
+                merge(other);
             }
-            _ => true,
+            !merged
         });
+        merge(&added);
+        if let Some((offset, byte)) = last {
+            self.bytes += 1;
+            self.waiting.push_back(Notification::Store(ino, offset, vec![byte]));
+        }
         self.waiting.push_back(Notification::Inode(ino, from));
-        (before + 1 - self.waiting.len()) as u64
+        (before + 1).saturating_sub(self.waiting.len()) as u64
     }
 
     fn merge_name(&mut self, name: String) -> u64 {
@@ -73,14 +99,14 @@ impl Notifications {
     /// Adds a message. Never waits.
     pub fn send(&self, notification: Notification) {
         let mut state = self.state.lock();
-        let bytes = if let Notification::Store(_, _, data) = &notification { data.len() } else { 0 };
+        let bytes = notification.bytes();
         if state.waiting.len() < MESSAGES_MAX && state.bytes + bytes <= BYTES_MAX {
             state.bytes += bytes;
             state.waiting.push_back(notification);
         } else {
             let merged = match notification {
                 Notification::Entry(name) => state.merge_name(name),
-                Notification::Inode(ino, from) | Notification::Store(ino, from, _) => state.merge_inode(ino, from),
+                Notification::Inode(ino, _) | Notification::Store(ino, _, _) => state.merge_inode(ino, notification),
             };
             self.merged.fetch_add(merged, Ordering::Relaxed);
         }
@@ -95,9 +121,7 @@ impl Notifications {
                 return None;
             }
             if let Some(notification) = state.waiting.pop_front() {
-                if let Notification::Store(_, _, data) = &notification {
-                    state.bytes -= data.len();
-                }
+                state.bytes -= notification.bytes();
                 return Some(notification);
             }
             self.changed.wait(&mut state);
@@ -153,6 +177,13 @@ mod tests {
                 Notification::Entry(_) => false,
             });
             assert!(covered, "{ino}");
+            // And what the last one stored last makes the file as long as it is.
+            let round = 10 * MESSAGES_MAX as u64 - 1 - (10 * MESSAGES_MAX as u64 - 1 - ino) % 3;
+            let end = 4096 * (round + 1) + 8192;
+            let ends = state.waiting.iter().any(|message| {
+                matches!(message, Notification::Store(same, at, data) if *same == ino && at + data.len() as u64 == end)
+            });
+            assert!(ends, "{ino}");
         }
         for name in 0..5 {
             assert!(state.waiting.contains(&Notification::Entry(format!("{name}.db"))));
