@@ -67,10 +67,16 @@ fn the_client_gets_an_error_or_its_commit_stands_and_the_node_heals() {
     }
 }
 
-fn errors_strike(config: NodeConfig, labels: &[&'static str]) {
+/// A node that has what the rounds need.
+fn serving(config: NodeConfig) -> Faulty {
     let mut faulty = Faulty::new(config);
     faulty.start();
     create(&faulty.node);
+    faulty
+}
+
+fn errors_strike(config: NodeConfig, labels: &[&'static str]) {
+    let mut faulty = serving(config);
     let (mut number, mut acknowledged) = (0, Acknowledged::default());
     let mut missed = Vec::new();
     for label in labels {
@@ -110,9 +116,7 @@ fn nothing_acknowledged_is_lost_by_a_kill_at_any_step() {
 }
 
 fn kills_strike(config: NodeConfig, labels: &[&'static str]) {
-    let mut faulty = Faulty::new(config);
-    faulty.start();
-    create(&faulty.node);
+    let mut faulty = serving(config);
     let (mut number, mut acknowledged) = (0, Acknowledged::default());
     let mut missed = Vec::new();
     for label in labels {
