@@ -110,7 +110,7 @@ impl fmt::Display for Report {
         for row in &self.rows {
             writeln!(f, "{row}")?;
         }
-        for (when, usage) in [("idle", &self.idle), ("after the load", &self.load)] {
+        for (when, usage) in [("idle", &self.idle), ("over the whole run", &self.load)] {
             if let Some(usage) = usage {
                 writeln!(f, "\n{when}: {:.2} % of a core, {:.1} MB resident", usage.cpu_percent, usage.rss_mb)?;
             }
