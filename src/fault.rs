@@ -76,6 +76,7 @@ pub const STEPS: &[Step] = &[
     write("view.copy"),
     write("wal.append"),
     call("wal.create"),
+    write("wal.extend"),
     write("wal.header"),
     call("wal.sync"),
     call("wal.truncate"),

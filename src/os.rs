@@ -61,6 +61,23 @@ pub(crate) fn copy(label: &'static str, source: &mut dyn Read, file: &File) -> i
     }
 }
 
+/// Writes behind the end of the file, wherever that is at this instant. On a full disk part of it may be written.
+pub(crate) fn append(label: &'static str, file: &File, data: &[u8]) -> io::Result<()> {
+    let write = || {
+        let len = fault::check_write(label, data.len())?;
+        let flags = rustix::io::ReadWriteFlags::APPEND;
+        rustix::io::pwritev2(file, &[io::IoSlice::new(&data[..len])], 0, flags)?;
+        if len < data.len() { Err(io::Error::from_raw_os_error(libc::ENOSPC)) } else { Ok(()) }
+    };
+    write().map_err(|error| labelled(label, &error))
+}
+
+/// Bytes that an ordinary process may still use on the file's file system.
+pub(crate) fn free_bytes(file: &File) -> io::Result<u64> {
+    let found = rustix::fs::fstatvfs(file)?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
 /// Makes the file's bytes durable (`fdatasync`).
 pub(crate) fn sync_data(label: &'static str, file: &File) -> io::Result<()> {
     run(label, || file.sync_data())

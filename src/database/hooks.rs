@@ -153,6 +153,7 @@ impl Database {
     /// None so far.
     pub fn wal_created(&self) -> io::Result<()> {
         self.files.forget(FileKind::Wal);
+        self.wal_room.reset();
         self.shared.wake(&self.name);
         Ok(())
     }
@@ -169,6 +170,7 @@ impl Database {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         let Some(wal) = self.files.wal()? else { return Ok(()) };
+        self.make_wal_room(&wal);
         os::sync_data("wal.sync", &wal)?;
         self.shared.wake(&self.name);
         Ok(())
@@ -186,6 +188,7 @@ impl Database {
         let mut state = self.capture.lock();
         self.capture_barrier(&mut state)?;
         self.sync_log()?;
+        self.wal_room.limit(len);
         os::set_len("wal.truncate", &wal, len)
     }
 

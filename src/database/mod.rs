@@ -33,6 +33,7 @@ mod snapshot;
 mod strict;
 mod view;
 mod wal_capture;
+mod wal_room;
 
 #[cfg(test)]
 mod tests;
@@ -158,6 +159,8 @@ pub struct Database {
     pub(crate) positions: Positions,
     /// Lock 3, a leaf.
     pub(crate) health: Mutex<Health>,
+    /// How long the WAL may be made ahead of a writer.
+    pub(crate) wal_room: wal_room::WalRoom,
     /// False before creation and after deletion. The object stays: its log goes on when the name is used again.
     pub(crate) live: AtomicBool,
 }

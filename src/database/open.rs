@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::fence::Fence;
 use super::log::{Log, Opened};
+use super::wal_room::WalRoom;
 use super::{Database, Files, Health};
 use crate::kernel::FileKind;
 use crate::positions::Positions;
@@ -53,6 +54,7 @@ impl Database {
             capture: Mutex::default(),
             links: Mutex::default(),
             fence: Fence::default(),
+            wal_room: WalRoom::default(),
             health: Mutex::new(Health::Ok),
             live: AtomicBool::new(false),
         };

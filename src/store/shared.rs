@@ -56,8 +56,11 @@ pub(crate) struct Shared {
 pub(super) struct Signals {
     /// The watcher: databases where something may have been committed. A leaf.
     woken: Mutex<HashSet<DbName>>,
-    /// Readable when `woken` is not empty, or to stop.
+    /// Readable when `woken` is not empty and the watcher dozes, or to stop.
     pub(super) wake: OwnedFd,
+    /// The watcher sleeps for longer than a moment and has to be woken. Set before it looks at `woken` for the last time, so
+    /// whoever enters something later sees it.
+    dozing: AtomicBool,
     /// The keeper's requests: at most a few per database. A leaf.
     notices: Mutex<BTreeSet<Notice>>,
     noticed: Condvar,
@@ -69,6 +72,7 @@ impl Signals {
         Ok(Self {
             woken: Mutex::default(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            dozing: AtomicBool::new(false),
             notices: Mutex::default(),
             noticed: Condvar::new(),
             stopping: AtomicBool::new(false),
@@ -81,6 +85,12 @@ impl Signals {
         // Nothing to read is the ordinary case.
         let _ = rustix::io::read(&self.wake, &mut count);
         std::mem::take(&mut *self.woken.lock())
+    }
+
+    /// The watcher is about to sleep, for long or for a moment only; whether it may.
+    pub(super) fn may_sleep(&self, long: bool) -> bool {
+        self.dozing.store(long, Ordering::SeqCst);
+        !long || self.woken.lock().is_empty()
     }
 
     /// Requests for the keeper, after at most `wait`.
@@ -148,7 +158,8 @@ impl Shared {
 
     /// Something may have been committed: the watcher looks now.
     pub(crate) fn wake(&self, name: &DbName) {
-        if self.signals.woken.lock().insert(name.clone()) {
+        // While it looks at active databases it comes by in a moment: waking it would only delay the commit that we are called for.
+        if self.signals.woken.lock().insert(name.clone()) && self.signals.dozing.load(Ordering::SeqCst) {
             self.signals.ring();
         }
     }

@@ -24,6 +24,8 @@ const SWEEP: Duration = Duration::from_millis(100);
 const SWEEP_WITHOUT_EVENTS: Duration = Duration::from_millis(2);
 /// First distance between two looks at an active database.
 const LOOK: Duration = Duration::from_micros(20);
+/// The watcher is not woken from a shorter sleep.
+const MOMENT: Duration = Duration::from_millis(1);
 /// Looks, each twice as far from the one before, until a database counts as idle.
 const LOOKS: u32 = 6;
 /// How far a database that only ever wakes us for nothing (a transaction that spills for minutes) slows its looks.
@@ -82,7 +84,9 @@ impl Watcher {
             let wait = self.wait().unwrap_or_else(|| sweep.saturating_sub(swept.elapsed()));
             let shared = store.shared.clone();
             drop(store);
-            self.sleep(&shared.signals.wake, wait);
+            if shared.signals.may_sleep(wait > MOMENT) {
+                self.sleep(&shared.signals.wake, wait);
+            }
         }
     }
 

@@ -42,7 +42,7 @@ fn copy_folder(from: &Path, to: &Path) {
 }
 
 /// The node as its files say at this moment: what a start after `kill -9` finds.
-fn restarted(node: &Node) -> Node {
+pub(super) fn restarted(node: &Node) -> Node {
     let dir = tempfile::tempdir().expect("temporary folder");
     copy_folder(node.dir.path(), dir.path());
     let store = Store::open_with_layout(config(dir.path()), Layout::Sqlite).expect("opens");

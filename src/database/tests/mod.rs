@@ -13,6 +13,7 @@ mod replica;
 mod rollback;
 mod snapshot;
 mod wal;
+mod wal_room;
 
 use std::path::PathBuf;
 use std::sync::Arc;

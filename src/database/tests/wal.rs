@@ -3,10 +3,10 @@
 use super::model::Model;
 use super::*;
 
-const WAL: &str = "PRAGMA journal_mode=wal; CREATE TABLE t(id INTEGER PRIMARY KEY, x);";
+pub(super) const WAL: &str = "PRAGMA journal_mode=wal; CREATE TABLE t(id INTEGER PRIMARY KEY, x);";
 
 /// What the client sees is what the log says.
-fn check(database: &Database, model: &mut Model, client: &Client) {
+pub(super) fn check(database: &Database, model: &mut Model, client: &Client) {
     let pos = database.position_now().expect("captures");
     model.follow(database);
     assert_eq!(model.pos, pos);

@@ -33,6 +33,7 @@ pub const LABELS: &[&str] = &[
     "shm.truncate",
     "shm.unlink",
     "view.copy",
+    "wal.extend",
     "wal.sync",
     "wal.unlink",
 ];
