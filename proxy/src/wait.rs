@@ -85,6 +85,7 @@ pub(crate) async fn for_position(shared: &Shared, token: &Token) -> Reached {
         biased;
         () = &mut reached => Reached::Here,
         asked = until_somebody(shared, &mut role) => asked,
+        () = shared.drain.cancelled() => Reached::Nobody,
         () = tokio::time::sleep_until(begin + patience) => Reached::Nobody,
     }
 }
@@ -134,7 +135,8 @@ pub(crate) enum Found {
     Other(Primary),
 }
 
-/// Waits until there is a primary, at most until `deadline`. `None`: there is none, or too many wait already.
+/// Waits until there is a primary, at most until `deadline`. `None`: there is none, or too many wait already, or the node is stopping: it has
+/// given its role up and learns of no primary any more.
 pub(crate) async fn for_primary(shared: &Shared, deadline: Instant) -> Option<Found> {
     let found = |role: &Role| match role {
         Role::Primary => Some(Found::We),
@@ -146,8 +148,11 @@ pub(crate) async fn for_primary(shared: &Shared, deadline: Instant) -> Option<Fo
     }
     let _place = Place::take(shared)?;
     let mut role = shared.role.clone();
-    let known = timeout_at(deadline, role.wait_for(|role| *role != Role::NoPrimary)).await;
-    found(&*known.ok()?.ok()?)
+    tokio::select! {
+        biased;
+        known = timeout_at(deadline, role.wait_for(|role| *role != Role::NoPrimary)) => found(&*known.ok()?.ok()?),
+        () = shared.drain.cancelled() => None,
+    }
 }
 
 /// Waits for the role to become another one than `known`, at most `patience`. `false`: too many wait already.

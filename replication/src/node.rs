@@ -35,8 +35,12 @@ use crate::stream::subscribers::SubscriberError;
 const HANDOFF_MAX: Duration = Duration::from_secs(5);
 /// How long a primary may take to answer `POST /handoff`.
 const ASK_HANDOFF_MAX: Duration = Duration::from_secs(15);
-/// How long requests may go on after the node was told to stop.
-const STOP_MAX: Duration = Duration::from_secs(2);
+/// At the stop: how long giving HALT locks back may take, if any are held.
+const STOP_HALTS_MAX: Duration = Duration::from_secs(2);
+/// How long giving the lease up may take.
+const STOP_ROLE_MAX: Duration = Duration::from_millis(1500);
+/// How long requests may go on afterwards.
+const STOP_REQUESTS_MAX: Duration = Duration::from_millis(500);
 
 /// More members for `GET /info`.
 pub type InfoExtra = Arc<dyn Fn() -> serde_json::Map<String, serde_json::Value> + Send + Sync>;
@@ -197,19 +201,22 @@ impl Node {
     }
 
     /// Stops: gives HALT locks and the lease back, sends the last transactions and `end` to the replicas, ends requests.
-    /// The store is left to the caller. Returns within a few seconds; further calls return when the first is done.
+    /// The store is left to the caller. Returns within about 2 s; further calls return when the first is done.
     pub async fn stop(&self) {
         let first = !std::mem::replace(&mut *self.stopped.lock(), true);
         self.shutdown.cancel();
         if first {
-            if tokio::time::timeout(STOP_MAX, self.remote_halts.release_all()).await.is_err() {
+            if tokio::time::timeout(STOP_HALTS_MAX, self.remote_halts.release_all()).await.is_err() {
                 tracing::warn!("HALT locks could not be given back in time; they expire by themselves");
             }
-            self.shared.role.stop().await;
+            if tokio::time::timeout(STOP_ROLE_MAX, self.shared.role.stop()).await.is_err() {
+                // Consul does not answer. The role machine goes on until this process ends, and so do deadline and fence.
+                tracing::warn!("the lease could not be given up in time; it expires by itself");
+            }
             self.shared.closing.cancel();
             self.shared.tasks.close();
         }
-        if tokio::time::timeout(STOP_MAX, self.shared.tasks.wait()).await.is_err() {
+        if tokio::time::timeout(STOP_REQUESTS_MAX, self.shared.tasks.wait()).await.is_err() {
             self.cut.cancel();
             self.shared.tasks.wait().await;
         }

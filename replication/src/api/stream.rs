@@ -17,7 +17,7 @@ use super::error::{ApiError, database_name, node_id};
 use super::server::RemoteAddress;
 use crate::node::Shared;
 use crate::stream::ReplicaInfo;
-use crate::stream::sender::{BODY_PIECES_MAX, Sender};
+use crate::stream::sender::{BODY_PIECES_MAX, Cover, Sender};
 use crate::wire::{POSITION_MAP_BYTES_MAX, decode_position_map};
 
 /// How long a replica may take to send its positions.
@@ -46,6 +46,8 @@ pub(super) async fn stream(
     if !shared.role.is_primary() {
         return Err(ApiError::not_primary());
     }
+    // Asleep for longer than its lease, this node does not know yet that another one is primary.
+    let cover = Cover::of(&shared.fence).ok_or_else(ApiError::not_primary)?;
     let body = tokio::time::timeout(POSITIONS_MAX, Limited::new(body, POSITION_MAP_BYTES_MAX).collect()).await;
     let body = body.map_err(|_| ApiError::bad_request("the position map did not arrive in time"))?;
     let body = body.map_err(|error| ApiError::bad_request(format!("read the position map: {error}")))?;
@@ -61,6 +63,7 @@ pub(super) async fn stream(
         store: shared.store.clone(),
         metrics: shared.metrics.clone(),
         role: shared.role.subscribe(),
+        cover,
         shutdown: shared.closing.clone(),
         subscription,
         filter,

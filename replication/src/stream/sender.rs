@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use litefs::store::Event;
 use litefs::{DbName, Pos, Store};
+use litefs_lease::{BootInstant, FenceCell};
 use thiserror::Error;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, mpsc, watch};
@@ -35,6 +36,9 @@ enum SendError {
     /// The file being sent could not be completed; the replica has to ask again.
     #[error("{db}: read the log: {error}")]
     Broken { db: DbName, error: std::io::Error },
+    /// Another node may be primary by now, and what only this one has may not come to be: it is not spread.
+    #[error("the lease has run out")]
+    LeaseOver,
     /// One file takes longer than `http.snapshot-timeout`.
     #[error("{db}: sending took longer than http.snapshot-timeout ({limit:?})")]
     TooSlow { db: DbName, limit: Duration },
@@ -45,6 +49,7 @@ pub(crate) struct Sender {
     pub(crate) store: Arc<Store>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) role: watch::Receiver<RoleState>,
+    pub(crate) cover: Cover,
     pub(crate) shutdown: CancellationToken,
     pub(crate) subscription: Subscription,
     /// Only these databases; all when `None`.
@@ -55,6 +60,31 @@ pub(crate) struct Sender {
     pub(crate) events: broadcast::Receiver<Event>,
     pub(crate) body: mpsc::Sender<Bytes>,
     pub(crate) snapshot_timeout: Duration,
+}
+
+/// How long this node's lease lasts as far as a stream knows: also while the fence is closed for a handoff or a clean stop, when the
+/// last transactions are sent under the lease that is about to be given up.
+#[derive(Debug)]
+pub(crate) struct Cover {
+    fence: Arc<FenceCell>,
+    until: BootInstant,
+}
+
+impl Cover {
+    /// `None` when this node does not hold the lease now.
+    pub(crate) fn of(fence: &Arc<FenceCell>) -> Option<Self> {
+        let until = fence.deadline();
+        (BootInstant::now() < until).then(|| Self { fence: fence.clone(), until })
+    }
+
+    /// Whether nobody else can be primary yet.
+    fn lasts(&mut self) -> bool {
+        let deadline = self.fence.deadline();
+        if deadline != BootInstant::PAST {
+            self.until = deadline;
+        }
+        BootInstant::now() < self.until
+    }
 }
 
 /// The parts that change while a stream runs.
@@ -83,6 +113,7 @@ impl Sender {
         match self.stream().await {
             Ok(()) => tracing::info!(%replica, "ended the stream to a replica"),
             Err(SendError::Disconnected) => tracing::info!(%replica, "a replica disconnected"),
+            Err(error @ SendError::LeaseOver) => tracing::info!(%replica, %error, "ended the stream to a replica"),
             Err(error) => tracing::warn!(%replica, %error, "closed the stream to a replica; it will reconnect"),
         }
     }
@@ -94,6 +125,7 @@ impl Sender {
             in_sync_ms: now_ms(),
             heartbeat: Instant::now() + HEARTBEAT,
         };
+        self.check_lease()?;
         let ours = self.store.positions();
         let unknown: Vec<_> =
             self.sent.keys().filter(|name| !ours.contains_key(*name) && self.wants(name)).cloned().collect();
@@ -134,6 +166,10 @@ impl Sender {
                 }
             }
         }
+    }
+
+    fn check_lease(&mut self) -> Result<(), SendError> {
+        if self.cover.lasts() { Ok(()) } else { Err(SendError::LeaseOver) }
     }
 
     async fn wake(&mut self, state: &State) -> Result<Wake, SendError> {
@@ -202,6 +238,7 @@ impl Sender {
         if db.pos() == from {
             return Ok(());
         }
+        self.check_lease()?;
         let (pieces, mut produced) = mpsc::channel(PIECES_MAX);
         let job = tokio::task::spawn_blocking(move || produce(&db, from, &pieces));
         let deadline = Instant::now() + self.snapshot_timeout;
@@ -212,6 +249,9 @@ impl Sender {
                 biased;
                 piece = produced.recv() => {
                     let Some(Piece { bytes, mid_frame: more, frames }) = piece else { break };
+                    if !mid_frame {
+                        self.check_lease()?;
+                    }
                     (untouched, mid_frame) = (false, more);
                     self.metrics.frames_sent(name.as_str(), "ltx", frames);
                     self.put(bytes).await?;
@@ -248,6 +288,7 @@ impl Sender {
 
     /// `idle`: the replica has been sent everything.
     async fn beat(&mut self, state: &mut State, idle: bool) -> Result<(), SendError> {
+        self.check_lease()?;
         state.heartbeat = Instant::now() + HEARTBEAT;
         if idle {
             state.in_sync_ms = now_ms();

@@ -86,6 +86,18 @@ async fn a_file_that_does_not_follow() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn files_in_the_wrong_order() {
+    let first = golden("stream-from-empty.ltx/000-wal.db-0000000000000001-0000000000000002.ltx");
+    let third = golden("stream-from-empty.ltx/005-wal.db-0000000000000003-0000000000000003.ltx");
+    let fourth = golden("stream-from-empty.ltx/009-wal.db-0000000000000004-0000000000000004.ltx");
+    let stream = |files: &[&[u8]]| {
+        let frames: Vec<Bytes> = files.iter().map(|file| stream_of("wal.db", file)).collect();
+        (Bytes::from(frames.concat()), true)
+    };
+    recovers_from(vec![stream(&[&third, &first]), stream(&[&fourth, &third, &first])]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_goes_silent_in_the_middle_of_a_file() {
     let whole: Bytes = golden("stream-from-empty.bin").into();
     recovers_from(vec![(whole.slice(..100), true)]).await;

@@ -24,6 +24,7 @@ pub(crate) struct TestNode {
     pub(crate) store: Arc<Store>,
     pub(crate) node: Arc<Node>,
     pub(crate) info: PrimaryInfo,
+    pub(crate) fence: Arc<FenceCell>,
     dir: Arc<TempDir>,
 }
 
@@ -40,6 +41,8 @@ pub(crate) struct Setup {
     pub(crate) port: u16,
     /// Competes for this lease (and `primary` is not looked at).
     pub(crate) cluster: Option<MemoryCluster>,
+    /// `data.retention`; looked after every 50 ms then.
+    pub(crate) retention: Option<Duration>,
 }
 
 impl TestNode {
@@ -55,7 +58,11 @@ impl TestNode {
         // The log of a test that fails is shown with it.
         let _ = tracing_subscriber::fmt().with_test_writer().with_ansi(false).try_init();
         let dir = setup.dir.unwrap_or_else(|| Arc::new(tempfile::tempdir().expect("a directory")));
-        let config = store_config(dir.path());
+        let mut config = store_config(dir.path());
+        if let Some(retention) = setup.retention {
+            config.retention = retention;
+            config.retention_interval = Duration::from_millis(50);
+        }
         let store = tokio::task::spawn_blocking(move || Store::open_with_layout(config, Layout::Sqlite))
             .await
             .expect("no panic")
@@ -88,10 +95,11 @@ impl TestNode {
             snapshot_timeout: Duration::from_secs(600),
             databases: setup.databases.iter().map(|name| db_name(name)).collect::<BTreeSet<_>>(),
         };
+        let fence = Arc::new(FenceCell::create().expect("a fence"));
         let parts = NodeParts {
             store: store.clone(),
             leaser,
-            fence: Arc::new(FenceCell::create().expect("a fence")),
+            fence: fence.clone(),
             listener,
             registry: prometheus_client::registry::Registry::default(),
             info: Arc::new(serde_json::Map::new),
@@ -101,7 +109,7 @@ impl TestNode {
         if static_primary {
             until("the primary is one", || node.role().is_primary()).await;
         }
-        Self { store, node, info, dir }
+        Self { store, node, info, dir, fence }
     }
 
     /// Stops the node; the data directory stays.

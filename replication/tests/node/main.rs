@@ -4,6 +4,7 @@
 mod api;
 mod bad_peers;
 mod fake_primary;
+mod fan_out;
 mod golden;
 mod halt;
 mod harness;
