@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, clippy::panic)]
 
 mod clients;
+mod cluster;
 mod commands;
 mod consul;
 mod failover;
@@ -13,5 +14,6 @@ mod import;
 mod lifecycle;
 mod model;
 mod node_api;
+mod outages;
 mod proxy;
 mod replicas;

@@ -181,7 +181,7 @@ fn write(node: u32, path: &Path, synchronous: &str, stop: &AtomicBool, accepted:
 fn insert(db: &mut Connection, row: Row) -> rusqlite::Result<BTreeMap<u32, u32>> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let saw = {
-        let mut newest = transaction.prepare_cached("SELECT node, max(number) FROM history GROUP BY node")?;
+        let mut newest = transaction.prepare("SELECT node, max(number) FROM history GROUP BY node")?;
         let rows = newest.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
         rows.collect::<rusqlite::Result<_>>()?
     };
@@ -192,26 +192,22 @@ fn insert(db: &mut Connection, row: Row) -> rusqlite::Result<BTreeMap<u32, u32>>
 
 /// Collects everything that other nodes' clients wrote and that is ever seen here.
 fn observe(node: u32, path: &Path, stop: &AtomicBool, seen: &Mutex<BTreeSet<Row>>) {
-    let mut connection = None;
     while !stop.load(Ordering::SeqCst) {
         std::thread::sleep(PAUSE);
-        if connection.is_none() {
-            connection = open(path, "NORMAL");
-        }
-        let Some(db) = &connection else { continue };
+        // A new connection each time: one whose mount has gone may go on to show what the kernel keeps of it.
+        let Some(db) = open(path, "NORMAL") else { continue };
         let newest = |of: u32| seen.lock().ok()?.range((of, 0)..=(of, u32::MAX)).next_back().copied();
-        match look(db, node, newest) {
-            Ok(rows) => seen.lock().expect("the other threads").extend(rows),
-            Err(_) => connection = None,
+        if let Ok(rows) = look(&db, node, newest) {
+            seen.lock().expect("the other threads").extend(rows);
         }
     }
 }
 
 /// Rows of other nodes' clients that are newer than the newest one seen of theirs.
 fn look(db: &Connection, here: u32, newest: impl Fn(u32) -> Option<Row>) -> rusqlite::Result<Vec<Row>> {
-    let mut nodes = db.prepare_cached("SELECT DISTINCT node FROM history WHERE node <> ?")?;
+    let mut nodes = db.prepare("SELECT DISTINCT node FROM history WHERE node <> ?")?;
     let nodes: Vec<u32> = nodes.query_map([here], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-    let mut newer = db.prepare_cached("SELECT node, number FROM history WHERE node = ? AND number > ?")?;
+    let mut newer = db.prepare("SELECT node, number FROM history WHERE node = ? AND number > ?")?;
     let mut found = Vec::new();
     for node in nodes {
         let rows = newer.query_map(newest(node).unwrap_or((node, 0)), |row| Ok((row.get(0)?, row.get(1)?)))?;

@@ -3,7 +3,9 @@
 // A failing harness is a failing test.
 #![allow(clippy::expect_used, clippy::panic)]
 
+pub mod history;
 pub mod http;
+pub mod network;
 pub mod node;
 pub mod sqlite;
 pub mod wait;

@@ -7,13 +7,14 @@ use std::net::TcpListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 use crate::http::{self, Answer};
+use crate::network::Host;
 use crate::wait::{PATIENCE, eventually};
 
 /// The binary under test: `LITEFS_BIN`, or the one cargo builds beside the tests (built if need be).
@@ -80,6 +81,8 @@ pub struct NodeConfig {
     pub args: Vec<String>,
     /// Environment variables.
     pub env: Vec<(String, String)>,
+    /// Where it runs; `None`: here, on 127.0.0.1.
+    pub host: Option<Arc<Host>>,
 }
 
 /// A node and its folder. Killed and unmounted when dropped; its log is printed when the test failed.
@@ -179,7 +182,11 @@ impl Node {
     /// The API's URL.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://{}:{}", self.address(), self.port)
+    }
+
+    fn address(&self) -> String {
+        self.config.host.as_ref().map_or_else(|| "127.0.0.1".to_owned(), |host| host.address().to_string())
     }
 
     /// Changes the configuration for the next start.
@@ -210,9 +217,10 @@ impl Node {
         let NodeConfig { lease, extra, data, fuse, .. } = &self.config;
         let lease = if lease.is_empty() { "  type: static\n  hostname: localhost\n" } else { lease };
         format!(
-            "fuse:\n  dir: {}\n{fuse}data:\n  dir: {}\n{data}http:\n  addr: 127.0.0.1:{}\nlog:\n  timestamp: true\n  debug: true\nlease:\n{lease}{extra}",
+            "fuse:\n  dir: {}\n{fuse}data:\n  dir: {}\n{data}http:\n  addr: {}:{}\nlog:\n  timestamp: true\n  debug: true\nlease:\n{lease}{extra}",
             self.mount().display(),
             self.data().display(),
+            self.address(),
             self.port,
         )
     }
@@ -243,6 +251,9 @@ impl Node {
         command.args(&self.config.args);
         command.envs(self.config.env.iter().map(|(name, value)| (name, value)));
         command.current_dir(self.folder.path()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        if let Some(host) = &self.config.host {
+            host.run_here(&mut command);
+        }
         // SAFETY: one system call between fork and exec. Under nohup signals are ignored, and children inherit that.
         unsafe {
             command.pre_exec(|| {
@@ -329,6 +340,16 @@ impl Node {
     pub fn stop(&mut self) -> Option<i32> {
         self.signal(Signal::TERM);
         self.wait_exit().code()
+    }
+
+    /// Sends a signal to supervisor and worker, as when the whole machine is paused.
+    ///
+    /// # Panics
+    /// When one of them is gone.
+    pub fn signal_both(&self, signal: Signal) {
+        for pid in [self.worker_pid().expect("the worker runs"), self.pid()] {
+            rustix::process::kill_process(pid, signal).expect("send the signal");
+        }
     }
 
     /// kill -9 of both processes at once.

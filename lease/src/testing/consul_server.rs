@@ -17,24 +17,52 @@ const PORT_COUNT: u16 = 4;
 const STARTS_AT_MOST: usize = 10;
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
-/// A Consul agent in development mode (its state is in memory) on free ports of 127.0.0.1. Killed on drop.
+/// A Consul agent on free ports of one address. Killed on drop.
 #[derive(Debug)]
 pub struct ConsulServer {
     child: Child,
+    address: Ipv4Addr,
     port: u16,
+    /// Where its state is; `None`: in memory (development mode).
+    folder: Option<tempfile::TempDir>,
 }
 
 impl ConsulServer {
-    /// Starts an agent and waits until it has elected itself. `tests/consul.sh` fetches the executable, once per machine.
+    /// Starts an agent on 127.0.0.1 and waits until it has elected itself; its state is in memory. `tests/consul.sh` fetches the
+    /// executable, once per machine.
     ///
     /// # Errors
     /// When Consul cannot be fetched or does not start.
     pub fn start() -> io::Result<Self> {
+        Self::start_at(Ipv4Addr::LOCALHOST)
+    }
+
+    /// As [`Self::start`], on another address of this machine.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_at(address: Ipv4Addr) -> io::Result<Self> {
+        Self::try_start(address, || Ok(None))
+    }
+
+    /// As [`Self::start`], with its state on disk: it survives [`Self::kill`].
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_durable() -> io::Result<Self> {
+        Self::try_start(Ipv4Addr::LOCALHOST, || tempfile::tempdir().map(Some))
+    }
+
+    fn try_start(address: Ipv4Addr, folder: impl Fn() -> io::Result<Option<tempfile::TempDir>>) -> io::Result<Self> {
         let program = executable()?;
         let mut last = None;
         for _ in 0..STARTS_AT_MOST {
-            match Self::start_on(&program, free_ports()?) {
-                Ok(server) => return Ok(server),
+            let port = free_ports(address)?;
+            let folder = folder()?;
+            let child = spawn(&program, address, port, folder.as_ref().map(tempfile::TempDir::path))?;
+            let mut server = Self { child, address, port, folder };
+            match server.wait_until_ready() {
+                Ok(()) => return Ok(server),
                 // Most likely another process took a port in between.
                 Err(error) => last = Some(error),
             }
@@ -42,26 +70,34 @@ impl ConsulServer {
         Err(last.unwrap_or_else(|| io::Error::other("no attempt was made")))
     }
 
-    fn start_on(program: &Path, port: u16) -> io::Result<Self> {
-        let mut command = Command::new(program);
-        command.args(["agent", "-dev", "-bind=127.0.0.1", "-client=127.0.0.1", "-log-level=warn"]);
-        command.args(["-dns-port=-1", "-grpc-port=-1", "-https-port=-1"]);
-        for (i, name) in ["http", "server", "serf-lan", "serf-wan"].into_iter().enumerate() {
-            command.arg(format!("-{name}-port={}", usize::from(port) + i));
-        }
-        command.args(["-hcl=disable_update_check = true", "-hcl=performance { raft_multiplier = 1 }"]);
-        let log = format!("/tmp/litefs-consul-{}-{port}.log", std::process::id());
-        let output = File::create(&log)?;
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let mut server = Self { child: command.spawn()?, port };
-        let ready = server.wait_until_ready();
-        let text = std::fs::read_to_string(&log).unwrap_or_default();
-        let _ = std::fs::remove_file(&log); // The agent goes on writing to it unseen.
-        ready.map_err(|error| io::Error::other(format!("{error}; Consul said: {text}")))?;
-        Ok(server)
+    /// kill -9.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn kill(&mut self) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(drop)
+    }
+
+    /// Starts it again after [`Self::kill`], with what it had on disk, and waits until it has elected itself.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart(&mut self) -> io::Result<()> {
+        let folder = self.folder.as_ref().map(tempfile::TempDir::path);
+        self.child = spawn(&executable()?, self.address, self.port, folder)?;
+        self.wait_until_ready()
     }
 
     fn wait_until_ready(&mut self) -> io::Result<()> {
+        let ready = self.wait_for_leader();
+        let log = log_path(self.port);
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let _ = std::fs::remove_file(&log); // The agent goes on writing to it unseen.
+        ready.map_err(|error| io::Error::new(error.kind(), format!("{error}; Consul said: {text}")))
+    }
+
+    fn wait_for_leader(&mut self) -> io::Result<()> {
         let start = Instant::now();
         while start.elapsed() < READY_WITHIN {
             if let Some(status) = self.child.try_wait()? {
@@ -74,8 +110,7 @@ impl ConsulServer {
         }
         Err(io::Error::new(io::ErrorKind::TimedOut, "Consul has no leader"))
     }
-
-    /// `http://127.0.0.1:<port>`.
+    /// `http://<address>:<port>`.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address())
@@ -84,7 +119,7 @@ impl ConsulServer {
     /// Where the HTTP API answers.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+        SocketAddr::from((self.address, self.port))
     }
 
     /// The agent's process ID.
@@ -158,12 +193,32 @@ impl Drop for ConsulServer {
     }
 }
 
+fn spawn(program: &Path, address: Ipv4Addr, port: u16, folder: Option<&Path>) -> io::Result<Child> {
+    let mut command = Command::new(program);
+    command.args(["agent", "-log-level=warn", &format!("-bind={address}"), &format!("-client={address}")]);
+    match folder {
+        Some(folder) => command.args(["-server", "-bootstrap-expect=1", "-data-dir"]).arg(folder),
+        None => command.arg("-dev"),
+    };
+    command.args(["-dns-port=-1", "-grpc-port=-1", "-https-port=-1"]);
+    for (i, name) in ["http", "server", "serf-lan", "serf-wan"].into_iter().enumerate() {
+        command.arg(format!("-{name}-port={}", usize::from(port) + i));
+    }
+    command.args(["-hcl=disable_update_check = true", "-hcl=performance { raft_multiplier = 1 }"]);
+    let output = File::create(log_path(port))?;
+    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).spawn()
+}
+
+fn log_path(port: u16) -> PathBuf {
+    format!("/tmp/litefs-consul-{}-{port}.log", std::process::id()).into()
+}
+
 /// The first of [`PORT_COUNT`] adjacent ports that are free at the moment.
-fn free_ports() -> io::Result<u16> {
+fn free_ports(address: Ipv4Addr) -> io::Result<u16> {
     for _ in 0..1000 {
         let first = fastrand::u16(PORTS.start..PORTS.end - PORT_COUNT);
         let bound: io::Result<Vec<TcpListener>> =
-            (first..first + PORT_COUNT).map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port))).collect();
+            (first..first + PORT_COUNT).map(|port| TcpListener::bind((address, port))).collect();
         if bound.is_ok() {
             return Ok(first);
         }

@@ -10,6 +10,8 @@
 //!   DELETE /halt ─────────────────────────────► writes again
 //! ```
 
+#[cfg(test)]
+mod expiry_tests;
 pub(crate) mod remote;
 mod shipper;
 pub(crate) mod table;

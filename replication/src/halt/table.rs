@@ -47,6 +47,9 @@ struct Held {
 pub(crate) struct HaltTable {
     store: Arc<Store>,
     metrics: Arc<Metrics>,
+    /// [`HALT_TTL`] and [`HALT_ACQUIRE_MAX`], outside of tests.
+    ttl: Duration,
+    acquire_max: Duration,
     /// A leaf: nothing is called while it is held.
     locks: Mutex<BTreeMap<DbName, Held>>,
     /// Told when a lock becomes free or is granted.
@@ -62,7 +65,11 @@ pub(crate) struct Granted {
 
 impl HaltTable {
     pub(crate) fn new(store: Arc<Store>, metrics: Arc<Metrics>) -> Self {
-        Self { store, metrics, locks: Mutex::default(), changed: Notify::new() }
+        Self::with_times(store, metrics, HALT_TTL, HALT_ACQUIRE_MAX)
+    }
+
+    pub(super) fn with_times(store: Arc<Store>, metrics: Arc<Metrics>, ttl: Duration, acquire_max: Duration) -> Self {
+        Self { store, metrics, ttl, acquire_max, locks: Mutex::default(), changed: Notify::new() }
     }
 
     fn database(&self, name: &DbName) -> Result<Arc<Database>, TableError> {
@@ -72,14 +79,14 @@ impl HaltTable {
     /// Acquires the lock, or renews it when `id` holds it already.
     pub(crate) async fn acquire(&self, name: &DbName, id: u64) -> Result<Granted, TableError> {
         let db = self.database(name)?;
-        let deadline = Instant::now() + HALT_ACQUIRE_MAX;
+        let deadline = Instant::now() + self.acquire_max;
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             // Registered before looking, so that a release in between is not missed.
             changed.as_mut().enable();
             match self.reserve(name, id) {
-                Reserved::Renewed => return Ok(Self::granted(db.pos())),
+                Reserved::Renewed => return Ok(self.granted(db.pos())),
                 Reserved::New => break,
                 Reserved::Taken => {}
             }
@@ -95,9 +102,9 @@ impl HaltTable {
                 Ok(pos) => {
                     if let Some(held) = locks.get_mut(name) {
                         held.granted = true;
-                        held.expires = Instant::now() + HALT_TTL;
+                        held.expires = Instant::now() + self.ttl;
                     }
-                    Ok(Self::granted(pos))
+                    Ok(self.granted(pos))
                 }
                 Err(error) => {
                     locks.remove(name);
@@ -113,20 +120,20 @@ impl HaltTable {
         result
     }
 
-    fn granted(pos: Pos) -> Granted {
-        Granted { pos, expires: SystemTime::now() + HALT_TTL }
+    fn granted(&self, pos: Pos) -> Granted {
+        Granted { pos, expires: SystemTime::now() + self.ttl }
     }
 
     fn reserve(&self, name: &DbName, id: u64) -> Reserved {
         let mut locks = self.locks.lock();
         match locks.get_mut(name) {
             None => {
-                let expires = Instant::now() + HALT_ACQUIRE_MAX + HALT_TTL;
+                let expires = Instant::now() + self.acquire_max + self.ttl;
                 locks.insert(name.clone(), Held { id, expires, granted: false, busy: 0 });
                 Reserved::New
             }
             Some(held) if held.id == id && held.granted => {
-                held.expires = Instant::now() + HALT_TTL;
+                held.expires = Instant::now() + self.ttl;
                 Reserved::Renewed
             }
             Some(_) => Reserved::Taken,
@@ -171,7 +178,7 @@ impl HaltTable {
         let applied = tokio::task::spawn_blocking(move || apply(&db, &path)).await;
         if let Some(held) = self.locks.lock().get_mut(name).filter(|held| held.id == id) {
             held.busy = held.busy.saturating_sub(1);
-            held.expires = Instant::now() + HALT_TTL;
+            held.expires = Instant::now() + self.ttl;
         }
         Ok(applied.map_err(|panic| ApplyError::Io(io::Error::other(panic.to_string())))??)
     }
