@@ -5,6 +5,8 @@
 
 pub mod history;
 pub mod http;
+#[cfg(test)]
+mod log_lines;
 pub mod network;
 pub mod node;
 pub mod sqlite;

@@ -1,5 +1,6 @@
 //! The worker process: store, mounts, node, proxy; started and watched by the supervisor.
 
+mod fly;
 mod keeper;
 mod notification_metrics;
 mod proxy;

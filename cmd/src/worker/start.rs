@@ -17,6 +17,7 @@ use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use super::fly::Machine;
 use super::keeper::SupervisorKeeper;
 use super::notification_metrics::NotificationMetrics;
 use super::proxy::{BoundProxy, RunningProxy};
@@ -89,6 +90,9 @@ impl Running {
         late.set(node.clone());
         tracing::info!(addr = %node.address(), "the node API listens");
         show_primary_changes(&node, mount.kernel());
+        if let Some(machine) = Machine::from_environment() {
+            tokio::spawn(machine.report(node.role().subscribe()));
+        }
         Ok(Self {
             channel,
             store,

@@ -5,6 +5,7 @@
 
 mod latency;
 mod node;
+mod replication;
 mod report;
 mod side;
 mod workloads;
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Parser;
 
-use node::Node;
+use node::{Node, Role};
 use report::{Report, Row};
 use side::Side;
 use workloads::Workload;
@@ -53,7 +54,7 @@ fn main() -> Result<()> {
         .prefix("litefs-bench-")
         .tempdir_in(&args.dir)
         .with_context(|| format!("make a folder in {}", args.dir.display()))?;
-    let node = Node::start(&litefs, scratch.path())?;
+    let node = Node::start(&litefs, scratch.path(), Role::Primary)?;
     let bare = scratch.path().join("bare");
     std::fs::create_dir(&bare)?;
     let sides = [Side::new("bare", &bare), Side::new("litefs", node.mount())];
@@ -72,6 +73,9 @@ fn main() -> Result<()> {
     }
     if "latency".contains(&args.filter) {
         report.latency(&latency::measure(&node, if args.quick { 200 } else { 2000 })?);
+    }
+    if "replication".contains(&args.filter) {
+        report.replication(&replication::measure(&litefs, &node, scratch.path(), args.quick)?);
     }
     report.load(&node.usage()?);
     print!("{report}");

@@ -14,6 +14,14 @@ use crate::workloads::fill;
 
 const START_WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// What the node is, by a static lease.
+#[derive(Debug, Clone)]
+pub enum Role {
+    Primary,
+    /// Of the node with this URL.
+    ReplicaOf(String),
+}
+
 /// A running `litefs mount` in a scratch directory.
 #[derive(Debug)]
 pub struct Node {
@@ -26,18 +34,22 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn start(binary: &Path, scratch: &Path) -> Result<Self> {
+    pub fn start(binary: &Path, scratch: &Path, role: Role) -> Result<Self> {
         let (data, mount) = (scratch.join("data"), scratch.join("mount"));
         std::fs::create_dir_all(&data)?;
         std::fs::create_dir_all(&mount)?;
         // The port is free now; nobody else takes ports on a machine that is being measured.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let (candidate, url) = match &role {
+            Role::Primary => (true, format!("http://127.0.0.1:{port}")),
+            Role::ReplicaOf(url) => (false, url.clone()),
+        };
         let config = scratch.join("litefs.yml");
         std::fs::write(
             &config,
             format!(
                 "data:\n  dir: {}\nfuse:\n  dir: {}\nhttp:\n  addr: 127.0.0.1:{port}\nlease:\n  type: static\n  \
-                 candidate: true\n  advertise-url: http://127.0.0.1:{port}\ntracing:\n  enabled: false\n",
+                 candidate: {candidate}\n  advertise-url: {url}\ntracing:\n  enabled: false\n",
                 data.display(),
                 mount.display()
             ),
@@ -59,23 +71,35 @@ impl Node {
             port,
             started: Instant::now(),
         };
-        node.wait_until_primary()?;
+        let is_primary = matches!(role, Role::Primary);
+        node.wait_ready(is_primary)?;
         Ok(node)
+    }
+
+    /// The URL of its API.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Where a database is; `None` while there is none.
+    pub fn position(&self, name: &str) -> Option<String> {
+        std::fs::read_to_string(self.mount.join(format!("{name}-pos"))).ok()
     }
 
     pub fn mount(&self) -> &Path {
         &self.mount
     }
 
-    fn wait_until_primary(&self) -> Result<()> {
+    fn wait_ready(&self, is_primary: bool) -> Result<()> {
+        let wanted = format!("\"isPrimary\":{is_primary}");
         while self.started.elapsed() < START_WAIT_MAX {
-            if self.get("/info").is_ok_and(|body| body.replace(' ', "").contains("\"isPrimary\":true")) {
+            if self.get("/info").is_ok_and(|body| body.replace(' ', "").contains(&wanted)) {
                 return Ok(());
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(5));
         }
         let log = std::fs::read_to_string(self.scratch.join("litefs.log")).unwrap_or_default();
-        bail!("the node is not primary after {START_WAIT_MAX:?}; its log:\n{log}")
+        bail!("the node is not ready after {START_WAIT_MAX:?}; its log:\n{log}")
     }
 
     /// The body of a short answer of the node API.
@@ -147,7 +171,7 @@ impl Node {
         fill_file(&sides[0], if quick { 20_000 } else { 200_000 })?;
         let megabytes = std::fs::metadata(&source)?.len() as f64 / 1e6;
         let copy = sides[0].path("copy.db");
-        let url = format!("http://127.0.0.1:{}", self.port);
+        let url = self.url();
         let (mut copies, mut imports, mut exports) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..rounds {
             let start = Instant::now();
@@ -165,14 +189,30 @@ impl Node {
         ])
     }
 
+    /// Imports a database with that many rows of 1000 bytes under a new name; returns its size in MB.
+    pub fn import_new(&self, name: &str, side: &Side, rows: i64) -> Result<f64> {
+        let source = Side::new("source", &self.scratch);
+        fill_file(&source, rows)?;
+        let path = source.path("source.db");
+        let megabytes = std::fs::metadata(&path)?.len() as f64 / 1e6;
+        self.run(&["import", "-url", &self.url(), "-name", name], &path)?;
+        source.remove("source.db")?;
+        anyhow::ensure!(side.path(name).exists(), "{name} is not there after its import");
+        Ok(megabytes)
+    }
+
+    fn run(&self, arguments: &[&str], path: &Path) -> Result<()> {
+        let output = Command::new(&self.binary).args(arguments).arg(path).output()?;
+        if !output.status.success() {
+            bail!("litefs {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
+    }
+
     /// Seconds that `litefs import` or `litefs export` took.
     fn transfer(&self, command: &str, url: &str, path: &Path) -> Result<f64> {
         let start = Instant::now();
-        let output =
-            Command::new(&self.binary).args([command, "-url", url, "-name", "transfer.db"]).arg(path).output()?;
-        if !output.status.success() {
-            bail!("litefs {command}: {}", String::from_utf8_lossy(&output.stderr));
-        }
+        self.run(&[command, "-url", url, "-name", "transfer.db"], path)?;
         Ok(start.elapsed().as_secs_f64())
     }
 

@@ -62,6 +62,42 @@ pub struct Latency {
     pub samples: usize,
 }
 
+/// A replica over loopback.
+#[derive(Debug, Clone, Serialize)]
+pub struct Replication {
+    /// From a commit's return to its being visible to SQL on the replica.
+    pub visible_p50_us: f64,
+    pub visible_p99_us: f64,
+    /// Small transactions in a row on the primary, while the replica follows.
+    pub commits_per_second: f64,
+    /// The same, counted to the moment at which the replica has all of them.
+    pub applied_per_second: f64,
+    /// Catching up by records of 1 MB.
+    pub catch_up_mb_per_second: f64,
+    /// A database as a whole.
+    pub snapshot_mb_per_second: f64,
+    /// The replica while nothing happens.
+    pub idle: Usage,
+}
+
+impl fmt::Display for Replication {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\n| replica over loopback | measured | goal |\n|---|---:|---:|")?;
+        writeln!(f, "| commit to visible, p50 | {:.2} ms | < 0.7 ms |", self.visible_p50_us / 1e3)?;
+        writeln!(f, "| commit to visible, p99 | {:.2} ms | < 5 ms |", self.visible_p99_us / 1e3)?;
+        writeln!(f, "| small commits on the primary | {:.0}/s | |", self.commits_per_second)?;
+        writeln!(f, "| … applied on the replica | {:.0}/s | ≥ the primary's |", self.applied_per_second)?;
+        writeln!(
+            f,
+            "| catch-up by records of 1 MB | {:.0} MB/s | 300 MB/s or the disk |",
+            self.catch_up_mb_per_second
+        )?;
+        writeln!(f, "| snapshot of 200 MB | {:.0} MB/s | 300 MB/s or the disk |", self.snapshot_mb_per_second)?;
+        writeln!(f, "| idle processor | {:.2} % of a core | < 1 % |", self.idle.cpu_percent)?;
+        writeln!(f, "| idle memory | {:.1} MB | < 30 MB |", self.idle.rss_mb)
+    }
+}
+
 #[derive(Debug, Serialize)]
 pub struct Report {
     machine: String,
@@ -70,11 +106,12 @@ pub struct Report {
     idle: Option<Usage>,
     load: Option<Usage>,
     latency: Option<Latency>,
+    replication: Option<Replication>,
 }
 
 impl Report {
     pub fn new(rounds: usize) -> Self {
-        Self { machine: machine(), rounds, rows: Vec::new(), idle: None, load: None, latency: None }
+        Self { machine: machine(), rounds, rows: Vec::new(), idle: None, load: None, latency: None, replication: None }
     }
 
     pub fn add(&mut self, row: Row) {
@@ -91,6 +128,10 @@ impl Report {
 
     pub fn latency(&mut self, latency: &Latency) {
         self.latency = Some(latency.clone());
+    }
+
+    pub fn replication(&mut self, replication: &Replication) {
+        self.replication = Some(replication.clone());
     }
 
     pub fn to_json(&self) -> Result<String> {
@@ -118,6 +159,9 @@ impl fmt::Display for Report {
         if let Some(latency) = &self.latency {
             let Latency { p50_us, p99_us, samples } = latency;
             writeln!(f, "\ncommit to event: p50 {p50_us:.0} µs, p99 {p99_us:.0} µs ({samples} commits)")?;
+        }
+        if let Some(replication) = &self.replication {
+            write!(f, "{replication}")?;
         }
         Ok(())
     }
