@@ -95,11 +95,23 @@ pub fn prepare(dir: &Path) -> Result<PathBuf, MountError> {
     let dir = absolute(dir).map_err(fail)?;
     clean_stale(&dir)?;
     std::fs::create_dir_all(&dir).map_err(fail)?;
-    let mut entries = std::fs::read_dir(&dir).map_err(fail)?;
-    if entries.next().is_some() {
+    let entries = std::fs::read_dir(&dir).map_err(fail)?;
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let names = names.collect::<io::Result<Vec<String>>>().map_err(fail)?;
+    if !names.iter().all(|name| is_left_behind(name, &names)) {
         return Err(MountError::NotEmpty(dir));
     }
+    if !names.is_empty() {
+        tracing::warn!(dir = %dir.display(), ?names, "files of a client that went on when the mount was gone; mounting over them");
+    }
     Ok(dir)
+}
+
+/// Whether a file is SQLite's beside a database that is not there: a client that had opened that before the mount went has made it
+/// when it was gone. It must not keep the node from starting.
+fn is_left_behind(name: &str, all: &[String]) -> bool {
+    let database = ["-journal", "-wal", "-shm"].iter().find_map(|suffix| name.strip_suffix(suffix));
+    database.is_some_and(|database| !all.iter().any(|other| other == database))
 }
 
 fn clean_stale(dir: &Path) -> Result<(), MountError> {
@@ -220,6 +232,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let missing = dir.path().join("a/b");
         assert_eq!(prepare(&missing).expect("made").file_name(), missing.file_name());
+        std::fs::write(missing.join("file-shm"), b"").expect("write");
+        assert!(prepare(&missing).is_ok(), "what a client has left is no obstacle");
         std::fs::write(missing.join("file"), b"").expect("write");
         assert!(matches!(prepare(&missing), Err(MountError::NotEmpty(_))));
         assert!(matches!(prepare(&missing.join("file")), Err(MountError::Directory { .. })));

@@ -30,6 +30,7 @@ impl Cluster {
             node.config_mut().lease = format!(
                 "  type: consul\n  hostname: node{number}\n  advertise-url: {url}\n  consul:\n    url: {consul}\n    key: litefs/primary\n"
             );
+            node.guard_mount_dir();
             node.launch();
             node.wait_ready();
             if number == 0 {

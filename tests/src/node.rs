@@ -151,6 +151,17 @@ impl Node {
         self.folder.path().join("mnt")
     }
 
+    /// Makes the directory below the mount one in which nothing can be created: a client that has opened the database just before
+    /// the mount goes would make a WAL there, and write to it.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    pub fn guard_mount_dir(&self) {
+        fs::create_dir_all(self.mount()).expect("create the mount directory");
+        let flags = rustix::mount::MountFlags::RDONLY;
+        rustix::mount::mount("tmpfs", self.mount(), "tmpfs", flags, None).expect("mount a guard");
+    }
+
     /// Where the node mounts the HALT locks.
     fn control_dir(&self) -> PathBuf {
         let name = self.mount().to_string_lossy().trim_start_matches('/').replace('/', "-");
@@ -425,7 +436,8 @@ fn start_mark(number: u32) -> String {
 impl Drop for Node {
     fn drop(&mut self) {
         self.kill();
-        for dir in [self.control_dir(), self.mount()] {
+        // Twice the mount's directory: see `guard_mount_dir`.
+        for dir in [self.control_dir(), self.mount(), self.mount()] {
             let flags = rustix::mount::UnmountFlags::FORCE | rustix::mount::UnmountFlags::DETACH;
             let _ = rustix::mount::unmount(&dir, flags);
         }
