@@ -71,6 +71,7 @@ pub const STEPS: &[Step] = &[
     write("recover.seal"),
     call("shm.create"),
     write("shm.extend"),
+    write("shm.retire"),
     call("shm.truncate"),
     call("shm.unlink"),
     write("view.copy"),

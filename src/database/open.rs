@@ -1,9 +1,11 @@
 //! A database's life: opening at start, creation, deletion, clean stop.
 
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -13,8 +15,10 @@ use super::wal_room::WalRoom;
 use super::{Database, Files, Health};
 use crate::kernel::FileKind;
 use crate::positions::Positions;
+use crate::sqlite::locks::{self, LockKind};
+use crate::sqlite::wal_index::retire::retire;
 use crate::store::{Notice, Shared};
-use crate::{DbName, Pos};
+use crate::{DbName, Layout, Pos};
 
 impl Database {
     /// Opens a new database in `dir`.
@@ -105,11 +109,27 @@ impl Database {
         Ok(())
     }
 
-    /// Clean stop: captures what is left, makes the log durable and keeps the page checksums for the next start.
-    pub(crate) fn close(&self) {
+    /// Clean stop: nobody writes to the WAL any more; captures what is left, makes the log durable and keeps the page checksums
+    /// for the next start. Waits for running write transactions until `deadline`.
+    pub(crate) fn close(&self, deadline: Instant) {
+        if let Err(error) = self.retire_index(deadline) {
+            tracing::warn!(database = %self.name, %error, "a client may still write to this database after the stop; the next start keeps it out");
+        }
         let result = self.capture_everything().and_then(|_| self.save_page_checksums());
         if let Err(error) = result {
             tracing::error!(database = %self.name, %error, "capture before the stop; the next start does it");
         }
+    }
+
+    /// Keeps clients that outlive the mount off the WAL ([`retire`]). The lock stays taken until the descriptors are closed.
+    fn retire_index(&self, deadline: Instant) -> io::Result<()> {
+        let Some(shm) = self.shm().filter(|_| self.shared.layout == Layout::Data) else { return Ok(()) };
+        let wait = deadline.saturating_duration_since(Instant::now());
+        if !locks::lock_within(&shm.link.fence, locks::WRITE, LockKind::Exclusive, wait)? {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "a write transaction is still running"));
+        }
+        self.capture_everything()?;
+        let backing = File::options().read(true).write(true).open(self.files.path(FileKind::Shm))?;
+        retire(&backing).map(drop)
     }
 }

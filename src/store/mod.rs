@@ -3,6 +3,7 @@
 mod directory;
 mod keeper;
 mod shared;
+mod survivors;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,9 @@ pub use directory::holder;
 use keeper::Keeper;
 pub(crate) use shared::{Notice, Shared};
 use watch::Watcher;
+
+/// How long a clean stop waits for write transactions of clients that are still there.
+const CLOSE_WAIT: Duration = Duration::from_millis(500);
 
 /// How the store behaves; from `litefs.yml`.
 #[derive(Debug, Clone)]
@@ -111,7 +115,12 @@ impl Store {
         let directory = DataDirectory::open(&config.data_dir)?;
         let shared = Arc::new(Shared::new(config, layout, directory.is_same_boot()?)?);
         let mut databases = BTreeMap::new();
-        for name in directory.database_names()? {
+        let names = directory.database_names()?;
+        if layout == Layout::Data {
+            let index = |name| directory.database_dir(name).join(layout.file_name(FileKind::Shm));
+            survivors::keep_out(names.iter().map(index).collect());
+        }
+        for name in names {
             let database = Database::open(name.clone(), shared.clone(), directory.database_dir(&name));
             databases.insert(name, database);
         }
@@ -280,8 +289,9 @@ impl Store {
                 tracing::error!("a background thread of the engine panicked");
             }
         }
+        let deadline = Instant::now() + CLOSE_WAIT;
         for database in self.all_databases() {
-            database.close();
+            database.close(deadline);
         }
         self.detach_kernel();
     }

@@ -123,7 +123,7 @@ fn kills_of_primary_and_replica_under_load() {
 fn promotions_and_clean_stops_under_load_lose_no_row_at_all() {
     let consul = ConsulServer::start().expect("Consul");
     let mut cluster = Cluster::start(&consul, &[None, None, None]);
-    let clients = cluster.clients("FULL");
+    let clients = cluster.clients("NORMAL");
     let primary = writing(&clients, 3);
     let promoted = (primary + 1) % 3;
     eventually("a promotion", || {

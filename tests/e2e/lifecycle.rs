@@ -120,6 +120,74 @@ fn a_dead_worker_ends_the_node_with_code_1_and_no_mount_stays() {
     assert_eq!(cli(&node.db("a.db"), "SELECT count(*) FROM t").as_deref(), Ok("1"));
 }
 
+/// How a node ends in [`a_client_that_outlives_the_node_loses_nothing_it_was_told_succeeded`].
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Term,
+    KillWorker,
+    KillAll,
+}
+
+/// With passthrough such a client reaches the WAL as long as it has it open, whatever becomes of the node.
+#[test]
+fn a_client_that_outlives_the_node_loses_nothing_it_was_told_succeeded() {
+    for end in [End::Term, End::KillWorker, End::KillAll] {
+        let mut node = Node::new(NodeConfig::default());
+        node.guard_mount_dir();
+        node.launch();
+        node.wait_ready();
+        wait_until("it is primary", &true, || node.is_primary());
+        let client = rusqlite::Connection::open(node.db("a.db")).expect("open");
+        client
+            .execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; CREATE TABLE t(x INTEGER PRIMARY KEY)")
+            .expect("create");
+        let client = std::sync::Mutex::new(client);
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let told = std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let client = client.lock().expect("the connection");
+                let (mut told, mut x) = (Vec::new(), 0);
+                while !stop.load(std::sync::atomic::Ordering::SeqCst) {
+                    x += 1;
+                    if client.execute("INSERT INTO t VALUES(?)", [x]).is_ok() {
+                        told.push(x);
+                    }
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                told
+            });
+            let begun = node.pos("a.db");
+            eventually("it writes", || (node.pos("a.db") > begun).then_some(()));
+            match end {
+                End::Term => drop(node.stop()),
+                End::KillWorker => {
+                    rustix::process::kill_process(node.worker_pid().expect("worker"), Signal::KILL).expect("kill");
+                    node.wait_exit();
+                }
+                End::KillAll => node.kill(),
+            }
+            node.launch();
+            node.wait_ready();
+            let new = rusqlite::Connection::open(node.db("a.db")).expect("open");
+            new.busy_timeout(std::time::Duration::from_secs(30)).expect("timeout");
+            for x in 1..=20 {
+                new.execute("INSERT INTO t VALUES(?)", [1_000_000 + x]).expect("a new client writes");
+            }
+            stop.store(true, std::sync::atomic::Ordering::SeqCst);
+            writer.join().expect("the writer")
+        });
+        let seen = cli(&node.db("a.db"), "SELECT group_concat(x) FROM t WHERE x < 1000000").expect("read");
+        let seen: std::collections::BTreeSet<i64> = seen.split(',').filter_map(|x| x.parse().ok()).collect();
+        let lost: Vec<_> = told.iter().filter(|x| !seen.contains(x)).collect();
+        // A killed node cannot keep out a transaction that is open across the whole start.
+        let lost_max = usize::from(!matches!(end, End::Term));
+        assert!(lost.len() <= lost_max, "{end:?}: {} of {} lost: {lost:?}", lost.len(), told.len());
+        assert!(!told.is_empty());
+        assert_eq!(cli(&node.db("a.db"), "SELECT count(*) FROM t WHERE x > 1000000").as_deref(), Ok("20"));
+        assert_eq!(cli(&node.db("a.db"), "PRAGMA integrity_check").as_deref(), Ok("ok"));
+    }
+}
+
 #[test]
 fn a_dead_supervisor_ends_the_worker_and_the_mount() {
     let mut node = Node::primary();

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 
 use litefs::FileKind;
 use litefs::sqlite::locks::{self, LockBytes, LockKind};
+use litefs::sqlite::wal_index::retire::retire;
 use litefs_lease::{BootInstant, FenceCell};
 
 /// One lock inode of the engine.
@@ -72,21 +73,40 @@ impl Fence {
 
     /// Takes every write lock that is free; called again until none is missing. Returns how many are missing.
     pub fn close(&mut self) -> usize {
+        self.close_and(|_, _, _| ())
+    }
+
+    /// As [`Self::close`], when the worker is dead: keeps clients off the WALs whose lock is taken for good. They reach them by passthrough
+    /// also when the mount is gone, and this process with its locks.
+    pub fn close_for_good(&mut self) -> usize {
+        self.close_and(|db, kind, file| {
+            if kind == FileKind::Shm
+                && let Err(error) = retire(file)
+            {
+                tracing::debug!(db, %error, "keep clients off the WAL");
+            }
+        })
+    }
+
+    fn close_and(&mut self, taken: impl Fn(&str, FileKind, &File)) -> usize {
         self.closed = true;
         let mut missing = 0;
         for ((db, kind), inode) in &mut self.inodes {
-            if inode.held {
-                continue;
-            }
-            match take(&inode.file, write_lock(*kind)) {
+            let lock = if inode.held { Ok(Taken::Now) } else { take(&inode.file, write_lock(*kind)) };
+            match lock {
                 Ok(Taken::Now) => inode.held = true,
                 Ok(Taken::ByEngine) => {}
-                Ok(Taken::No) => missing += 1,
+                Ok(Taken::No) => {
+                    missing += 1;
+                    continue;
+                }
                 Err(error) => {
                     missing += 1;
                     tracing::warn!(db, ?kind, %error, "fence a database");
+                    continue;
                 }
             }
+            taken(db, *kind, &inode.file);
         }
         missing
     }

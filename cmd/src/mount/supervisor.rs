@@ -269,7 +269,7 @@ impl Supervisor {
             return;
         }
         // Nobody captures any more: nobody may commit. Then let the clients see errors rather than hang.
-        if self.fence.close() > 0 {
+        if self.fence.close_for_good() > 0 {
             tracing::warn!(
                 "a client is in a write transaction while its node is dead; it is recovered at the next start"
             );
@@ -320,7 +320,7 @@ impl Supervisor {
     fn check_fence(&mut self) {
         if self.worker.is_none() {
             if self.fence.is_closed() {
-                self.fence.close();
+                self.fence.close_for_good();
             }
             return;
         }

@@ -43,8 +43,13 @@ impl IndexHeader {
     /// Decodes one copy; `None` when it is not initialised, of another version, or its checksum is wrong.
     #[must_use]
     pub fn decode(words: &[u32; HEADER_WORDS]) -> Option<Self> {
+        Self::decode_version(words, WAL_VERSION)
+    }
+
+    /// As [`Self::decode`], for a header of that version.
+    pub(super) fn decode_version(words: &[u32; HEADER_WORDS], version: u32) -> Option<Self> {
         let [initialised, big_endian, size_low, size_high] = words[3].to_ne_bytes();
-        if words[0] != WAL_VERSION || initialised == 0 || header_checksum(words) != [words[10], words[11]] {
+        if words[0] != version || initialised == 0 || header_checksum(words) != [words[10], words[11]] {
             return None;
         }
         let field = u16::from_ne_bytes([size_low, size_high]);
@@ -64,11 +69,16 @@ impl IndexHeader {
     /// Encodes one copy, initialised and with its checksum.
     #[must_use]
     pub fn encode(&self) -> [u32; HEADER_WORDS] {
+        self.encode_version(WAL_VERSION)
+    }
+
+    /// As [`Self::encode`], with that version.
+    pub(super) fn encode_version(&self, version: u32) -> [u32; HEADER_WORDS] {
         // 65536 does not fit the field and stands as 1.
         let field = u16::try_from(self.page_size).unwrap_or(1);
         let [size_low, size_high] = field.to_ne_bytes();
         let mut words = [
-            WAL_VERSION,
+            version,
             0,
             self.change,
             u32::from_ne_bytes([1, u8::from(self.big_endian_checksums), size_low, size_high]),

@@ -5,10 +5,11 @@
 //! are in the machine's byte order, except the salts, which stand as in the WAL.
 //!
 //! [`header`] decodes the header, [`table`] is one segment's list and hash table, [`recover`] rebuilds the whole from a WAL,
-//! [`stored`] reads one that nobody uses; this module maps the file.
+//! [`stored`] reads one that nobody uses, [`retire`] keeps those away who still would; this module maps the file.
 
 pub mod header;
 pub mod recover;
+pub mod retire;
 pub mod stored;
 pub mod table;
 

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::header::{HEADER_WORDS, IndexHeader};
+use super::retire::RETIRED_VERSION;
 use super::table::{PAGES, RESERVED_WORDS, SEGMENT_LEN};
 
 /// The wal-index that the last client left behind. Nobody writes it any more.
@@ -23,27 +24,33 @@ fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<bool> {
     }
 }
 
+/// The header's words; `None` when the two copies differ or the file ends before.
+pub(super) fn header_words(file: &File) -> io::Result<Option<[u32; HEADER_WORDS]>> {
+    let mut bytes = [0; 2 * HEADER_WORDS * 4];
+    if !read_at(file, &mut bytes, 0)? {
+        return Ok(None);
+    }
+    let mut words = [0; HEADER_WORDS];
+    let (first, second) = bytes.split_at(HEADER_WORDS * 4);
+    for (slot, bytes) in words.iter_mut().zip(first.as_chunks::<4>().0) {
+        *slot = word(*bytes);
+    }
+    Ok((first == second).then_some(words))
+}
+
 fn word(bytes: [u8; 4]) -> u32 {
     u32::from_ne_bytes(bytes)
 }
 
 impl StoredIndex {
-    /// Reads the header; `None` where a client would rebuild the index: the copies differ, or are not valid.
+    /// Reads the header, of a retired index as well; `None` where a client would rebuild the index: the copies differ, or are not valid.
     ///
     /// # Errors
     /// Reading.
     pub fn open(file: File) -> io::Result<Option<Self>> {
-        let mut bytes = [0; 2 * HEADER_WORDS * 4];
-        if !read_at(&file, &mut bytes, 0)? {
-            return Ok(None);
-        }
-        let mut words = [0; HEADER_WORDS];
-        let (first, second) = bytes.split_at(HEADER_WORDS * 4);
-        for (slot, bytes) in words.iter_mut().zip(first.as_chunks::<4>().0) {
-            *slot = word(*bytes);
-        }
-        let header = IndexHeader::decode(&words).filter(|_| first == second);
-        Ok(header.map(|header| Self { file, header }))
+        let Some(words) = header_words(&file)? else { return Ok(None) };
+        let retired = IndexHeader::decode_version(&words, RETIRED_VERSION);
+        Ok(IndexHeader::decode(&words).or(retired).map(|header| Self { file, header }))
     }
 
     /// What the index says is committed.

@@ -21,6 +21,7 @@ pub const LABELS: &[&str] = &[
     "recover.redo",
     "recover.rollback",
     "recover.seal",
+    "shm.retire",
 ];
 
 /// Shared with a running node.
