@@ -69,6 +69,15 @@ impl Name {
         }
     }
 
+    /// The name of a database's file.
+    #[must_use]
+    pub const fn of(db: DbName, kind: FileKind) -> Self {
+        match kind {
+            FileKind::Database => Self::Candidate(db),
+            FileKind::Journal | FileKind::Wal | FileKind::Shm => Self::Attached(db, kind),
+        }
+    }
+
     fn parse_suffixed(text: &str) -> Option<Self> {
         for kind in [FileKind::Journal, FileKind::Wal, FileKind::Shm] {
             if let Some(db) = text.strip_suffix(kind.suffix()) {

@@ -11,7 +11,7 @@ use super::{HANDLE_CLIENT, Opened, Tree};
 use crate::attributes::Changes;
 use crate::errno::os;
 use crate::names::Name;
-use crate::node::{IoPath, Located, Target};
+use crate::node::{IoPath, Located, Node, Target};
 
 /// A file opened by CREATE, and whether it is new.
 pub struct Created {
@@ -44,14 +44,7 @@ impl Tree {
         if let Name::Attached(db, FileKind::Journal | FileKind::Wal) = name {
             self.promote_by_name(db)?;
         }
-        let mut located = self.locate(name).ok_or(ErrorKind::InvalidInput)?;
-        self.refuse_orphan(name, &located)?;
-        let is_new = create_backing(&located, self.with_database_mode(name, creator)?)?;
-        if is_new && self.passthrough && matches!(located.target, Target::Db(_, _, FileKind::Journal)) {
-            // Its end is an unlink as a rule, which comes to us; what else it may be the engine finds.
-            located.io = IoPath::Passthrough;
-        }
-        let node = self.nodes.look_up(&located)?;
+        let (located, node, is_new) = self.create_file(name, creator)?;
         let hooked = if is_new { self.created(&located) } else { self.truncate_existing(&located, creator) };
         if let Err(error) = hooked.and_then(|()| self.before_client_open(&node)) {
             if is_new {
@@ -68,6 +61,20 @@ impl Tree {
             self.nodes.opened(node.ino, true);
         }
         Ok(Created { opened: Opened { node: Arc::clone(&node), handle: HANDLE_CLIENT } })
+    }
+
+    /// The file, created if there is none, and whether it is new; with one more kernel reference.
+    fn create_file(&self, name: &Name, creator: Creator) -> Result<(Located, Arc<Node>, bool)> {
+        let _places = self.places.read();
+        let mut located = self.locate(name).ok_or(ErrorKind::InvalidInput)?;
+        self.refuse_orphan(name, &located)?;
+        let is_new = create_backing(&located, self.with_database_mode(name, creator)?)?;
+        if is_new && self.passthrough && matches!(located.target, Target::Db(_, _, FileKind::Journal)) {
+            // Its end is an unlink as a rule, which comes to us; what else it may be the engine finds.
+            located.io = IoPath::Passthrough;
+        }
+        let node = self.nodes.look_up(&located)?;
+        Ok((located, node, is_new))
     }
 
     /// SQLite gives a wal-index the mode and owner of its database, but sets the mode only while the file is empty; the

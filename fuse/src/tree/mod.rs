@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use litefs::{Database, DbName, FileKind, Store};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::engine_threads::{AttachGate, EngineThreads};
 use crate::errno::os;
@@ -54,6 +54,10 @@ pub struct Tree {
     /// Held while an ordinary file becomes a database, is renamed or is removed. Taken before the node table's lock; the
     /// engine may open inodes while it is held.
     ordinary_files: Mutex<()>,
+    /// Read while a name is resolved to its inode, written while an ordinary file moves to where databases are: in between it
+    /// is at neither place and would be taken for a removed one. Taken after `ordinary_files`, before the store's and the node
+    /// table's locks; nothing is opened on the mount while it is held.
+    places: RwLock<()>,
 }
 
 /// Where a [`Tree`] finds things.
@@ -109,6 +113,7 @@ impl Tree {
             notifications,
             unsynced: Mutex::default(),
             ordinary_files: Mutex::default(),
+            places: RwLock::default(),
         })
     }
 
@@ -165,6 +170,7 @@ impl Tree {
 
     /// Looks up a file with a backing file.
     pub(crate) fn look_up(&self, name: &Name) -> Result<Arc<Node>> {
+        let _places = self.places.read();
         let located = self.locate(name).ok_or(ErrorKind::NotFound)?;
         self.nodes.look_up(&located)
     }
@@ -210,10 +216,16 @@ impl Tree {
         self.notifications.send(Notification::Entry(name));
     }
 
-    /// The engine created or removed a database's file by itself.
+    /// The engine created or removed a database's file by itself. It may tell so late: the database may be gone by now, and an
+    /// ordinary file have its name.
     pub(crate) fn recheck(&self, db: &DbName, kind: FileKind) {
         let name = mount_name(db, kind);
-        self.nodes.recheck(&name, &self.database_path(db, kind));
+        {
+            let _places = self.places.read();
+            if let Some(located) = self.locate(&Name::of(db.clone(), kind)) {
+                self.nodes.recheck(&name, &located.path);
+            }
+        }
         self.forget_name(name);
     }
 

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use litefs::store::Mode;
-use litefs::{DbName, FileKind};
+use litefs::{Database, DbName, FileKind};
 
 use super::Tree;
 use crate::errno::os;
@@ -94,19 +94,34 @@ impl Tree {
         }
         // The engine starts with an empty file and is told of every write to it.
         let mut content = self.take_content(node)?;
-        std::fs::rename(&from, &to)?;
-        let database = match self.store.create(db) {
-            Ok(database) => database,
-            Err(error) => {
-                std::fs::rename(&to, &from)?;
-                replay(&mut content, |offset, data| node.backing.write_all_at(data, offset))?;
-                return Err(error);
-            }
-        };
-        node.promote(Target::Db(Arc::clone(&database), db.clone(), FileKind::Database));
+        let database = self.move_to_databases(node, db, &from, &to, &mut content)?;
         self.unsynced.lock().extend([self.files_dir.clone(), self.dbs_dir.clone(), self.dbs_dir.join(db.as_str())]);
         database.db_opened()?;
         replay(&mut content, |offset, data| database.db_write(offset, data))
+    }
+
+    /// The moment at which the file changes places.
+    fn move_to_databases(
+        &self,
+        node: &Node,
+        db: &DbName,
+        from: &Path,
+        to: &Path,
+        content: &mut File,
+    ) -> Result<Arc<Database>> {
+        let _places = self.places.write();
+        std::fs::rename(from, to)?;
+        match self.store.create(db) {
+            Ok(database) => {
+                node.promote(Target::Db(Arc::clone(&database), db.clone(), FileKind::Database));
+                Ok(database)
+            }
+            Err(error) => {
+                std::fs::rename(to, from)?;
+                replay(content, |offset, data| node.backing.write_all_at(data, offset))?;
+                Err(error)
+            }
+        }
     }
 
     /// Moves what a file holds to a file without a name.

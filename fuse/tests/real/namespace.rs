@@ -8,6 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::sync::atomic::Ordering;
 
+use litefs::FileKind;
+
 use crate::harness::{Node, eventually};
 
 fn errno<T: std::fmt::Debug>(result: io::Result<T>) -> i32 {
@@ -34,6 +36,25 @@ fn ordinary_files_work_and_are_not_databases() {
     let mut text = String::new();
     file.read_to_string(&mut text).expect("an open file outlives its name");
     assert_eq!(text, "one");
+}
+
+#[test]
+fn what_the_engine_tells_late_of_a_deleted_database_does_not_concern_the_new_file_of_its_name() {
+    let node = Node::start();
+    let path = node.path("a.db");
+    node.open("a.db").execute("CREATE TABLE old(x)").expect("create");
+    fs::remove_file(&path).expect("remove");
+    // Open, but nothing is written yet: an ordinary file.
+    let connection = node.open("a.db");
+    connection.execute("SELECT 1 FROM sqlite_schema").expect("opens the file");
+    let inode = fs::metadata(&path).expect("stat").ino();
+    node.mount().kernel().invalidate_entry(&"a.db".parse().expect("name"), FileKind::Database);
+    connection.execute("CREATE TABLE t(x)").expect("the first transaction");
+    assert_eq!(fs::metadata(&path).expect("stat").ino(), inode);
+    connection
+        .execute("INSERT INTO t VALUES(1)")
+        .expect("the second one, for which SQLite looks whether its file was moved");
+    node.verify("a.db");
 }
 
 #[test]
