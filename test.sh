@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every check of the project: formatting, lints, build, docs, unit, integration and end-to-end tests, faults on a cluster.
+# Every check of the project: formatting, lints, build, docs, unit, integration and end-to-end tests, faults on a cluster with and
+# without Docker, SQLite's own tests.
 #
 # Wants Debian (or a machine that has the packages below), root (FUSE mounts, passthrough) and Rust stable.
 # Each step has a time cap; output goes to target/test-logs/, and what a failed step printed last is shown.
@@ -119,4 +120,8 @@ export LITEFS="$LITEFS_BIN"
 step "proxy" 400 env PYTHONPATH=integration /usr/bin/python3 -m proxy --pairs 400 --stops 2
 step "chaos" 600 env PYTHONPATH=integration python3 -m chaos --short
 step "soak" 600 integration/soak --minutes 3 --seed 1
+step "sqlite tests" 1200 integration/sqlite_tests/run.py --litefs "$LITEFS" short
+# Last: an engine changes the machine's firewall.
+step "chaos on Docker" 1200 integration/run.sh --offline --or-namespaces --short
+integration/engine.sh stop
 finish
