@@ -50,6 +50,8 @@ pub const STEPS: &[Step] = &[
     call("journal.unlink"),
     write("journal.write"),
     write("journal.zero"),
+    call("late.create"),
+    call("late.remove"),
     call("log.adopt"),
     write("log.append"),
     call("log.create"),

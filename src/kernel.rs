@@ -56,7 +56,8 @@ pub trait Kernel: Send + Sync {
     fn open(&self, db: &DbName, kind: FileKind) -> io::Result<File>;
 
     /// Pushes bytes just written to the backing file into the kernel's cache of the database file, growing its cached
-    /// size when they end beyond it (`NOTIFY_STORE`).
+    /// size when they end beyond it (`NOTIFY_STORE`). Nobody may write there meanwhile, or older bytes would cover newer ones; so
+    /// never from a hook, which would have to put it off.
     ///
     /// # Errors
     /// When the kernel refuses; the caller then invalidates.
@@ -64,6 +65,10 @@ pub trait Kernel: Send + Sync {
 
     /// Drops cached pages and attributes of a file from `offset` on (after the engine shrank or replaced it).
     fn invalidate(&self, db: &DbName, kind: FileKind, offset: u64);
+
+    /// Drops `len` cached bytes of the database file from `offset` on, soon: only queued, so that it may be called from a hook and
+    /// with locks held. What a client writes meanwhile is not touched: the kernel reads the file again.
+    fn invalidate_soon(&self, db: &DbName, offset: u64, len: u64);
 
     /// Forgets what the kernel knows of a name: the engine created or removed that file by itself.
     fn invalidate_entry(&self, db: &DbName, kind: FileKind);
@@ -120,6 +125,8 @@ impl Kernel for PlainDirectory {
     }
 
     fn invalidate(&self, _db: &DbName, _kind: FileKind, _offset: u64) {}
+
+    fn invalidate_soon(&self, _db: &DbName, _offset: u64, _len: u64) {}
 
     fn invalidate_entry(&self, _db: &DbName, _kind: FileKind) {}
 

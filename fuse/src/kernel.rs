@@ -27,8 +27,9 @@ pub fn run_notifier(notifier: Notifier, queue: Arc<Notifications>) -> io::Result
         while let Some(notification) = queue.next() {
             let sent = match &notification {
                 Notification::Entry(name) => notifier.inval_entry(INodeNo(ROOT_INO), name.as_ref()),
-                Notification::Inode(ino, offset) => notifier.inval_inode(INodeNo(*ino), signed(*offset), 0),
-                Notification::Store(ino, offset, data) => store(&notifier, *ino, *offset, data),
+                Notification::Inode { ino, offset, len } => {
+                    notifier.inval_inode(INodeNo(*ino), signed(*offset), signed(*len))
+                }
             };
             if let Err(error) = sent {
                 tracing::debug!(%error, "notify the kernel (the mount may be going away)");
@@ -87,9 +88,8 @@ impl Kernel for MountKernel {
     fn store(&self, db: &DbName, offset: u64, data: &[u8]) -> io::Result<()> {
         let Some(ino) = self.known(db, FileKind::Database) else { return Ok(()) };
         if in_handler() {
-            // The client behind this request may hold the very page locked: it must be answered first.
-            self.queue.send(Notification::Store(ino, offset, data.to_vec()));
-            return Ok(());
+            // The client behind this request may hold the very page locked, and put off this would cover what is written later.
+            return Err(ErrorKind::WouldBlock.into());
         }
         store(&self.notifier, ino, offset, data)
     }
@@ -97,11 +97,17 @@ impl Kernel for MountKernel {
     fn invalidate(&self, db: &DbName, kind: FileKind, offset: u64) {
         let Some(ino) = self.known(db, kind) else { return };
         if in_handler() {
-            self.queue.send(Notification::Inode(ino, offset));
+            self.queue.send(Notification::Inode { ino, offset, len: 0 });
             return;
         }
         if let Err(error) = self.notifier.inval_inode(INodeNo(ino), signed(offset), 0) {
             tracing::debug!(%db, %error, "invalidate the kernel's cache (the mount may be going away)");
+        }
+    }
+
+    fn invalidate_soon(&self, db: &DbName, offset: u64, len: u64) {
+        if let Some(ino) = self.known(db, FileKind::Database) {
+            self.queue.send(Notification::Inode { ino, offset, len });
         }
     }
 

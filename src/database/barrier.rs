@@ -1,7 +1,7 @@
 //! The capture barrier (ENGINE "Never miss a transaction"): before a client's operation can make a committed frame vanish,
 //! everything committed is captured. And clients that keep their wal-index to themselves.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
@@ -20,36 +20,57 @@ use crate::sqlite::wal_index::header::IndexHeader;
 /// How long the barrier waits for a wal-index that is being written. Only a writer in its last instant, or a recovery,
 /// makes it unreadable; neither waits for us.
 const UNREADABLE_WAIT: Duration = Duration::from_millis(200);
+/// A WAL that was not written for so long has no frame under way.
+const SETTLED: Duration = Duration::from_secs(1);
 /// File times may be this coarse (a tick of the kernel is 4 to 10 ms).
 const TIMESTAMP_GRAIN: Duration = Duration::from_millis(50);
 const UNREADABLE_PAUSE: Duration = Duration::from_micros(50);
 
+/// Which ends of transactions count where only the frames themselves tell: SQLite before 3.51 may leave them without a checksum
+/// for ever, or for the moment until it comes to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// All: the client that writes the WAL waits for us.
+    All,
+    /// Only those that are [proven](WalWalk::only_proven): it may be writing at this instant.
+    Proven,
+}
+
 impl Database {
     /// Captures every committed frame, whoever keeps the wal-index. Afterwards the WAL may be overwritten, cut or unlinked.
+    /// In a hook: the client that does it waits.
     ///
     /// # Errors
     /// Reading the WAL, writing the log: then the operation must not be let through.
     pub(crate) fn capture_barrier(&self, state: &mut CaptureState) -> io::Result<()> {
+        self.capture_committed(state, Ends::All)
+    }
+
+    /// As [`Self::capture_barrier`], for anybody at any time.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn capture_committed(&self, state: &mut CaptureState, ends: Ends) -> io::Result<()> {
         let start = Instant::now();
         while self.capture_wal(state)? == Looked::Unreadable {
             let wait = self.shm().is_some() && !self.exclusive_client()?;
             if !wait {
                 // Nobody shares an index: what SQLite's recovery would find is what is committed.
-                return self.capture_by_walking(state);
+                return self.capture_by_walking(state, ends);
             }
             if start.elapsed() > UNREADABLE_WAIT {
-                return self.capture_by_newest_copy(state);
+                return self.capture_by_newest_copy(state, ends);
             }
             std::thread::sleep(UNREADABLE_PAUSE);
         }
-        self.capture_heap_index(state).map(|_| ())
+        self.capture_heap_index(state, ends).map(|_| ())
     }
 
     /// The wal-index's header stays half written: its writer sleeps, or was killed, between the two copies. SQLite writes the
     /// second one first, when all frames and their entries are there; so the newest valid copy says what is committed, whichever
     /// way that writer ends.
-    fn capture_by_newest_copy(&self, state: &mut CaptureState) -> io::Result<()> {
-        let Some(shm) = self.shm() else { return self.capture_by_walking(state) };
+    fn capture_by_newest_copy(&self, state: &mut CaptureState, ends: Ends) -> io::Result<()> {
+        let Some(shm) = self.shm() else { return self.capture_by_walking(state, ends) };
         let copies = shm.index.header_words()?.unwrap_or_default();
         let [first, second] = copies.map(|copy| IndexHeader::decode(&copy));
         let newest = match (first, second) {
@@ -59,7 +80,7 @@ impl Database {
         };
         match newest {
             Some(header) => self.capture_up_to(state, &header, &Lookup::Index(&shm)).map(|_| ()),
-            None => self.capture_by_walking(state),
+            None => self.capture_by_walking(state, ends),
         }
     }
 
@@ -83,13 +104,13 @@ impl Database {
     ///
     /// # Errors
     /// As [`Self::capture_wal`].
-    pub(crate) fn capture_heap_index(&self, state: &mut CaptureState) -> io::Result<Looked> {
+    pub(super) fn capture_heap_index(&self, state: &mut CaptureState, ends: Ends) -> io::Result<Looked> {
         let Some(wal) = self.files.wal()? else { return Ok(Looked::Nothing) };
         if !frame_follows(&wal, state)? || !self.exclusive_client()? {
             return Ok(Looked::Nothing);
         }
         let before = state.pos;
-        self.capture_by_walking(state)?;
+        self.capture_by_walking(state, ends)?;
         if state.pos == before {
             return Ok(Looked::Nothing);
         }
@@ -170,7 +191,7 @@ impl Database {
     }
 
     /// Captures along the WAL's checksum chain, from the last captured frame on; also what lies behind gaps in it.
-    fn capture_by_walking(&self, state: &mut CaptureState) -> io::Result<()> {
+    fn capture_by_walking(&self, state: &mut CaptureState, ends: Ends) -> io::Result<()> {
         let Some(wal) = self.files.wal()? else { return Ok(()) };
         let Some(header) = WalHeader::read(&wal)? else { return Ok(()) };
         let at = generation(state, &header).copied().unwrap_or_default();
@@ -185,9 +206,14 @@ impl Database {
             WalWalk::resume(&wal, header, at.frame, chain)
         };
         // The client's own index knows these frames, whatever its version forgot to write into them.
-        let prefix = walk.crossing_gaps().valid_prefix()?;
+        let mut walk = walk.crossing_gaps();
+        let all = ends == Ends::All || age(&wal.metadata()?)? > SETTLED;
+        if !all {
+            walk = walk.only_proven();
+        }
+        let prefix = walk.valid_prefix()?;
         if prefix.mx_frame == 0 {
-            state.wal.fruitless = stamp;
+            state.wal.fruitless = stamp.filter(|_| all);
             return Ok(());
         }
         let index = IndexHeader {
@@ -218,11 +244,20 @@ impl WalStamp {
     /// `None` when the last write was so short ago that another one may leave the same time.
     fn take(wal: &File, captured: &Generation) -> io::Result<Option<Self>> {
         let metadata = wal.metadata()?;
-        let modified = metadata.modified()?;
-        let settled = SystemTime::now().duration_since(modified).is_ok_and(|age| age > TIMESTAMP_GRAIN);
-        let (ino, len) = (metadata.ino(), metadata.len());
-        Ok(settled.then_some(Self { ino, len, modified, salt: captured.salt, captured: captured.frame }))
+        let (ino, len, modified) = (metadata.ino(), metadata.len(), metadata.modified()?);
+        Ok((age(&metadata)? > TIMESTAMP_GRAIN).then_some(Self {
+            ino,
+            len,
+            modified,
+            salt: captured.salt,
+            captured: captured.frame,
+        }))
     }
+}
+
+/// How long ago the file was written; 0 when the clock was set back since.
+fn age(metadata: &Metadata) -> io::Result<Duration> {
+    Ok(SystemTime::now().duration_since(metadata.modified()?).unwrap_or_default())
 }
 
 /// Nobody uses this index, and it is out of date: the next client shall rebuild it.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::barrier::Ends;
 use super::links::{Link, ShmLink};
 use super::rollback::Moment;
 use super::{CaptureState, Database};
@@ -313,7 +314,7 @@ impl Database {
 
     /// As [`Self::capture_everything`], for who holds the capture lock.
     pub(crate) fn capture_pending(&self, state: &mut CaptureState) -> io::Result<()> {
-        self.capture_barrier(state)?;
+        self.capture_committed(state, Ends::Proven)?;
         self.capture_unjournaled(state, Moment::Sweep)
     }
 

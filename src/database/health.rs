@@ -9,8 +9,8 @@ impl Database {
         let mut health = self.health.lock();
         match (&*health, error) {
             (Health::Ok, None) | (Health::Broken(_), _) => {}
-            (Health::Degraded(reason), None) => {
-                if reason.starts_with(operation) {
+            (Health::Degraded { failed, .. }, None) => {
+                if *failed == operation {
                     tracing::info!(database = %self.name, operation, "works again");
                     *health = Health::Ok;
                 }
@@ -22,17 +22,26 @@ impl Database {
                     _ => "it is retried",
                 };
                 tracing::error!(database = %self.name, operation, %error, remedy, "database degraded");
-                *health = Health::Degraded(format!("{operation}: {error}; {remedy}"));
+                let cause = format!("{operation}: {error}; {remedy}");
+                *health = Health::Degraded { failed: operation, cause };
             }
-            (Health::Degraded(_), Some(_)) => {}
+            (Health::Degraded { .. }, Some(_)) => {}
         }
     }
 
     /// A checkpoint that failed is of no interest any more when there is no WAL: a client has done it at its last close.
     pub(crate) fn forget_failed_checkpoint(&self) {
-        let has_failed = matches!(&*self.health.lock(), Health::Degraded(reason) if reason.starts_with("checkpoint"));
+        let has_failed = matches!(&*self.health.lock(), Health::Degraded { failed: "checkpoint", .. });
         if has_failed && !self.files.exists(crate::kernel::FileKind::Wal) {
             self.note_outcome("checkpoint", None);
+        }
+    }
+
+    /// The files are removed: whatever failed, there is nothing to repeat it with.
+    pub(super) fn forget_failures(&self) {
+        let mut health = self.health.lock();
+        if matches!(&*health, Health::Degraded { .. }) {
+            *health = Health::Ok;
         }
     }
 

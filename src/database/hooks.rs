@@ -112,6 +112,7 @@ impl Database {
     /// Removes the files and what is known of their contents; the log and the position stay.
     pub(crate) fn remove_files(&self, state: &mut CaptureState) -> io::Result<()> {
         self.files.remove(FileKind::Database)?;
+        self.forget_late_commits()?;
         self.live.store(false, Ordering::Release);
         self.detach(FileKind::Database);
         self.detach(FileKind::Shm);
@@ -125,6 +126,7 @@ impl Database {
         state.checksums.clear();
         state.wal = super::WalProgress::default();
         self.rollback_reset(state);
+        self.forget_failures();
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! What the background threads ask of a database.
 
+use super::barrier::Ends;
 use super::wal_capture::Looked;
 use super::{Database, Health};
 use crate::sqlite::wal_index::header::IndexHeader;
@@ -17,7 +18,7 @@ impl Database {
         let before = state.pos;
         let result = self.capture_wal(&mut state).and_then(|looked| {
             if looked != Looked::Captured {
-                self.capture_heap_index(&mut state)?;
+                self.capture_heap_index(&mut state, Ends::Proven)?;
                 self.capture_unjournaled(&mut state, super::rollback::Moment::Sweep)?;
             }
             Ok(())

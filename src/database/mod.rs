@@ -65,7 +65,12 @@ pub enum Health {
     /// All is well.
     Ok,
     /// Serving, but something failed and is being retried (full disk, ...); the text names cause and remedy.
-    Degraded(String),
+    Degraded {
+        /// What failed; its next success ends this.
+        failed: &'static str,
+        /// What failed, why, and what to do about it.
+        cause: String,
+    },
     /// Not served: recovery could not make the checksum equal the position; needs a primary or `litefs repair`.
     Broken(String),
 }

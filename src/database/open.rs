@@ -10,7 +10,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::fence::Fence;
-use super::log::{Log, Opened};
+use super::log::Log;
 use super::wal_room::WalRoom;
 use super::{Database, Files, Health};
 use crate::kernel::FileKind;
@@ -24,29 +24,35 @@ impl Database {
     /// Opens a new database in `dir`.
     ///
     /// # Errors
-    /// The log's folder.
+    /// The log's folder; the file.
     pub(crate) fn create(name: DbName, shared: Arc<Shared>, dir: PathBuf) -> io::Result<Arc<Self>> {
         let (log, opened) = Log::open(&dir)?;
-        Ok(Self::with_log(name, shared, dir, log, Ok(&opened)))
+        let database = Self::with_log(name, shared, dir, log);
+        database.recover(&opened)?;
+        Ok(Arc::new(database))
     }
 
     /// Opens what lies in `dir` and recovers it. Whatever is wrong with it is its health: the other databases are served.
     pub(crate) fn open(name: DbName, shared: Arc<Shared>, dir: PathBuf) -> Arc<Self> {
-        match Log::open(&dir) {
+        let (log, opened) = match Log::open(&dir) {
             Ok((log, opened)) => {
                 tracing::debug!(database = %name, ?opened, pos = %log.last_pos(), "log opened");
-                Self::with_log(name, shared, dir, log, Ok(&opened))
+                (log, Ok(opened))
             }
-            Err(error) => {
-                let log = Log::unreadable(&dir, &error);
-                Self::with_log(name, shared, dir, log, Err(error))
-            }
+            Err(error) => (Log::unreadable(&dir, &error), Err(error)),
+        };
+        let database = Self::with_log(name, shared, dir, log);
+        if let Err(error) = opened.and_then(|opened| database.recover(&opened)) {
+            // Known to exist, so that it is reported.
+            database.live.store(database.files.exists(FileKind::Database), Ordering::Release);
+            database.set_broken(format!("recovery: {error}; repair the disk under data.dir and start again"));
         }
+        Arc::new(database)
     }
 
-    fn with_log(name: DbName, shared: Arc<Shared>, dir: PathBuf, log: Log, opened: io::Result<&Opened>) -> Arc<Self> {
+    fn with_log(name: DbName, shared: Arc<Shared>, dir: PathBuf, log: Log) -> Self {
         let files = Files::new(dir, shared.layout);
-        let database = Self {
+        Self {
             metrics: shared.metrics.database(&name),
             name,
             shared,
@@ -61,14 +67,7 @@ impl Database {
             wal_room: WalRoom::default(),
             health: Mutex::new(Health::Ok),
             live: AtomicBool::new(false),
-        };
-        let recovered = opened.and_then(|opened| database.recover(opened));
-        if let Err(error) = recovered {
-            // Known to exist, so that it is reported.
-            database.live.store(database.files.exists(FileKind::Database), Ordering::Release);
-            database.set_broken(format!("recovery: {error}; repair the disk under data.dir and start again"));
         }
-        Arc::new(database)
     }
 
     /// The database file exists from now on (empty, if it did not).

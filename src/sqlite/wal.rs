@@ -278,6 +278,9 @@ pub struct WalWalk<'a> {
     frame: u32,
     buffer: Vec<u8>,
     gaps: Gaps,
+    /// The last frame continued the chain, so its page is whole.
+    verified: bool,
+    only_proven: bool,
 }
 
 /// What a walk does at frames without salts and checksums ([`FrameHeader::is_unsealed`]).
@@ -287,7 +290,7 @@ enum Gaps {
     End,
     /// It goes over them.
     Cross,
-    /// It is behind one: the chain starts again with the next frame of this generation.
+    /// It is behind one: the next frame of this generation continues the chain from before the gap, or starts it again.
     Behind,
 }
 
@@ -304,7 +307,7 @@ impl<'a> WalWalk<'a> {
     #[must_use]
     pub fn resume(wal: &'a File, header: WalHeader, frame: u32, chain: WalChecksum) -> Self {
         let buffer = vec![0; FRAME_HEADER_LEN + header.page_size as usize];
-        Self { wal, header, chain, frame, buffer, gaps: Gaps::End }
+        Self { wal, header, chain, frame, buffer, gaps: Gaps::End, verified: true, only_proven: false }
     }
 
     /// Goes over the frames that SQLite before 3.51 leaves without salts and checksums in the middle of committed transactions
@@ -313,6 +316,16 @@ impl<'a> WalWalk<'a> {
     #[must_use]
     pub fn crossing_gaps(mut self) -> Self {
         self.gaps = if self.frame > 0 && self.chain == [0, 0] { Gaps::Behind } else { Gaps::Cross };
+        self
+    }
+
+    /// [`Self::valid_prefix`] takes a transaction's end for one only when it is proven: its last frame continues the chain, or
+    /// frames of a later one follow. For a WAL that somebody writes: SQLite writes a frame's header before its page; and at a
+    /// commit after it has overwritten frames of the same transaction it writes the last frame without salts and checksum
+    /// first, and completes all of them afterwards (`walRewriteChecksums`), the last one last.
+    #[must_use]
+    pub const fn only_proven(mut self) -> Self {
+        self.only_proven = true;
         self
     }
 
@@ -335,9 +348,8 @@ impl<'a> WalWalk<'a> {
         }
         let Some((head, page)) = self.buffer.split_first_chunk::<FRAME_HEADER_LEN>() else { return Ok(None) };
         let head = FrameHeader::parse(head);
-        if head.verifies(&self.header, page, self.chain)
-            || (self.gaps == Gaps::Behind && head.salt == self.header.salt && head.pgno != 0)
-        {
+        self.verified = head.verifies(&self.header, page, self.chain);
+        if self.verified || (self.gaps == Gaps::Behind && head.salt == self.header.salt && head.pgno != 0) {
             self.chain = head.checksum;
             if self.gaps == Gaps::Behind {
                 self.gaps = Gaps::Cross;
@@ -360,7 +372,7 @@ impl<'a> WalWalk<'a> {
         let header = self.header;
         let mut prefix = ValidPrefix { header, mx_frame: 0, page_count: 0, checksum: header.checksum };
         while let Some((frame, head, _)) = self.next_frame()? {
-            if head.commit != 0 {
+            if head.commit != 0 && (self.verified || !self.only_proven) {
                 prefix = ValidPrefix { header, mx_frame: frame, page_count: head.commit, checksum: head.checksum };
             }
         }
@@ -414,6 +426,28 @@ mod tests {
             }
         }
         assert_eq!(cut.mx_frame, last_commit);
+    }
+
+    #[test]
+    fn an_end_without_checksum_is_proven_by_what_follows_only() {
+        let (_dir, connection, wal) = wal_of(4096);
+        let ends = |proven: bool| {
+            let walk = WalWalk::start(&wal).unwrap().unwrap().crossing_gaps();
+            let walk = if proven { walk.only_proven() } else { walk };
+            walk.valid_prefix().unwrap().mx_frame
+        };
+        let before = ends(true);
+        connection.execute_batch("INSERT INTO t VALUES('a')").unwrap();
+        let end = ends(true);
+        assert!(end > before);
+        // As SQLite before 3.51 writes it at first.
+        wal.write_all_at(&[0; 16], frame_offset(end, 4096) + 8).unwrap();
+        assert_eq!((ends(true), ends(false)), (before, end));
+        for _ in 0..2 {
+            connection.execute_batch("INSERT INTO t VALUES('b')").unwrap();
+        }
+        assert!(ends(true) > end);
+        assert_eq!(ends(true), ends(false));
     }
 
     #[test]

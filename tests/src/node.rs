@@ -451,6 +451,8 @@ impl Drop for Node {
                 let _ = writeln!(text, "{line}");
             }
             eprintln!("{text}=== end of log");
+            // To look at what went wrong.
+            self.folder.disable_cleanup(std::env::var_os("LITEFS_TEST_KEEP").is_some());
         }
     }
 }

@@ -67,7 +67,7 @@ impl Cluster for NodeCluster {
     fn unhealthy(&self) -> Option<String> {
         self.store.databases().iter().find_map(|db| match db.health() {
             Health::Ok => None,
-            Health::Degraded(why) | Health::Broken(why) => Some(format!("{}: {why}", db.name())),
+            Health::Degraded { cause: why, .. } | Health::Broken(why) => Some(format!("{}: {why}", db.name())),
         })
     }
 

@@ -31,7 +31,7 @@ fn collect(shared: &Shared) -> Value {
     for db in shared.store.databases() {
         let (health, cause) = match (db.health(), problems.get(db.name())) {
             (Health::Broken(cause), _) => ("broken", Some(cause)),
-            (Health::Degraded(cause), _) => ("degraded", Some(cause)),
+            (Health::Degraded { cause, .. }, _) => ("degraded", Some(cause)),
             (Health::Ok, Some(cause)) => ("degraded", Some(cause.clone())),
             (Health::Ok, None) => ("ok", None),
         };

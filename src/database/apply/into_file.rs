@@ -127,6 +127,7 @@ impl Database {
             return Err(ApplyError::WrongPosition { expected: record.header.pre(), actual: state.pos });
         }
         self.log_record(record, logged, true)?;
+        self.forget_late_commits()?;
         if self.files.exists(FileKind::Journal) {
             os::set_len("journal.truncate", &*self.files.journal(false)?, 0)?;
         }

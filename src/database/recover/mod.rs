@@ -235,8 +235,13 @@ impl Database {
         redo: Redo,
     ) -> io::Result<()> {
         let unexplained = self.unexplained_pages(found, &redo)?;
-        if unexplained > 0 && self.file_is_newer(found, &redo)? {
-            tracing::warn!(database = %self.name, %target, "the file was written while no node ran; recording that");
+        let late = self.has_late_commits() && self.shared.same_boot;
+        if (unexplained > 0 || late) && self.file_is_newer(found, &redo, late)? {
+            if late {
+                tracing::info!(database = %self.name, %target, "recording a commit with synchronous=OFF that the log lacked");
+            } else {
+                tracing::warn!(database = %self.name, %target, "the file was written while no node ran; recording that");
+            }
             self.settle(state, found, target, redo.checksums, 0);
             self.record_file(state, found.base.page_size, true)?;
             if state.pos == target {
@@ -246,8 +251,10 @@ impl Database {
                 );
                 return Ok(());
             }
-            return self.files.remove(FileKind::Wal);
+            self.files.remove(FileKind::Wal)?;
+            return self.forget_late_commits();
         }
+        self.forget_late_commits()?;
         if unexplained > 0 {
             let folder = match self.keep_files_aside() {
                 Ok(folder) => folder,

@@ -104,17 +104,21 @@ impl Database {
     }
 
     /// Whether SQLite committed to the file itself after the log's end (in rollback mode, while no node ran): page 1 is
-    /// valid, and its change counter is ahead of the log's.
-    pub(super) fn file_is_newer(&self, found: &Found, redo: &Redo) -> io::Result<bool> {
+    /// valid, and its change counter is ahead of the log's; or it is known to be `late`, and the file is at no position of the log.
+    pub(super) fn file_is_newer(&self, found: &Found, redo: &Redo, late: bool) -> io::Result<bool> {
         let mut page1 = [0; HEADER_LEN];
         os::read_or_zero_at(&*self.files.database()?, &mut page1, 0)?;
         let (Ok(file), Some(log)) = (DatabaseHeader::parse(&page1), redo.change_counter) else { return Ok(false) };
         let ahead = file.change_counter.wrapping_sub(log);
+        let is_newer = if late {
+            self.log.find_checksum(found.base.checksums.database())?.is_none()
+        } else {
+            ahead > 0 && ahead < u32::MAX / 2
+        };
         Ok(found.last() == 0
             && file.version_valid_for == file.change_counter
             && file.page_count_field == found.base.checksums.page_count()
-            && ahead > 0
-            && ahead < u32::MAX / 2)
+            && is_newer)
     }
 
     /// Writes the WAL up to the planned commit, and then every record, into the database file.

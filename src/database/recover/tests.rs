@@ -439,7 +439,11 @@ fn a_full_disk_at_the_start_loses_nothing() {
         let (_, crashed) = with_three_commits_in_the_wal();
         let injected = fault::on_this_thread(label, libc::ENOSPC, u64::MAX);
         let started = crashed.start();
-        assert!(matches!(started.database.health(), Health::Degraded(_)), "{label}: {:?}", started.database.health());
+        assert!(
+            matches!(started.database.health(), Health::Degraded { .. }),
+            "{label}: {:?}",
+            started.database.health()
+        );
         assert!(crashed.path(FileKind::Wal).exists(), "{label}");
         let expected = if label == "log.append" { Txid(1) } else { Txid(4) };
         assert_eq!(started.database.pos().txid, expected, "{label}");

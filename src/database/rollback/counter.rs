@@ -18,8 +18,6 @@ use crate::sqlite::header::{DatabaseHeader, HEADER_LEN};
 const COUNTER_OFFSET: u64 = 24;
 /// The counter's value for which the size in page 1 is valid.
 const VALID_FOR_OFFSET: u64 = 92;
-/// What the kernel's cache holds in one piece.
-const CACHE_PAGE: usize = 4096;
 
 /// What was in page 1 before the engine incremented the counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,10 +90,10 @@ impl Database {
     fn write_change_counter(&self, file: &File, counter: u32, valid_for: u32) -> io::Result<()> {
         os::write_all_at("database.write", file, &valid_for.to_be_bytes(), VALID_FOR_OFFSET)?;
         os::write_all_at("database.write", file, &counter.to_be_bytes(), COUNTER_OFFSET)?;
-        let mut cached = [0; CACHE_PAGE];
-        let len = usize::try_from(file.metadata()?.len()).map_or(CACHE_PAGE, |len| len.min(CACHE_PAGE));
-        os::read_or_zero_at(file, &mut cached[..len], 0)?;
-        self.push_to_cache(self.shared.kernel().as_deref(), 0, &cached[..len]);
+        if let Some(kernel) = self.shared.kernel() {
+            // Not stored: until the kernel takes the message the client may have written other bytes around these.
+            kernel.invalidate_soon(&self.name, 0, HEADER_LEN as u64);
+        }
         Ok(())
     }
 }

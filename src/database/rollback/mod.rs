@@ -10,6 +10,7 @@
 mod counter;
 mod dirty;
 mod hooks;
+mod late;
 mod phase;
 mod prepare;
 mod source;
@@ -48,6 +49,8 @@ pub(crate) struct RollbackState {
     counter: Option<u32>,
     /// What the engine replaced in page 1 for the record that is being made.
     advanced: Option<counter::Advanced>,
+    /// The mark of [`late`] is there.
+    marked_late: bool,
 }
 
 impl RollbackState {
@@ -68,6 +71,7 @@ impl Database {
     pub(super) fn rollback_db_write(&self, state: &mut CaptureState, offset: u64, data: &[u8]) -> io::Result<()> {
         // Marked before: also a write that fails may have changed the page.
         self.look_at_journal(state, Looking::Writer)?;
+        self.mark_late_commits(state)?;
         self.withdraw_prepared(state)?;
         self.note_db_write(state, offset, data)?;
         os::write_all_at("database.write", &*self.files.database()?, data, offset)

@@ -195,7 +195,7 @@ fn a_full_disk_delays_capture_and_loses_nothing() {
         let _full = crate::fault::on_this_thread("log.append", libc::ENOSPC, 1);
         let error = database.capture_barrier(&mut state).expect_err("full");
         assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
-        assert!(matches!(database.health(), crate::database::Health::Degraded(_)));
+        assert!(matches!(database.health(), crate::database::Health::Degraded { .. }));
     }
     check(&database, &mut model, &client);
     assert_eq!(model.txid().0, 2);

@@ -107,6 +107,12 @@ def new(db):
     db.execute("CREATE TABLE r(n INTEGER PRIMARY KEY, x)")
 
 
+def unsynced(db):
+    db.execute("PRAGMA synchronous=OFF")
+    db.execute("CREATE TABLE IF NOT EXISTS r(n INTEGER PRIMARY KEY, x)")
+    db.execute("INSERT INTO r(x) VALUES(randomblob(5000))")
+
+
 def http(what, **request):
     attempt("http", what, lambda: urllib.request.urlopen(urllib.request.Request(url + what, **request), timeout=30).read())
 
@@ -117,6 +123,8 @@ with_db("w.db", switch)
 name = "n%d.db" % number
 with_db(name, new)
 attempt(name, "unlink", lambda: os.unlink(os.path.join(mount, name)))
+with_db("o.db", unsynced)
+attempt("o.db", "unlink", lambda: os.unlink(os.path.join(mount, "o.db")))
 http("/export?name=w.db")
 http("/export?name=d.db")
 image = sqlite3.connect(":memory:")

@@ -20,6 +20,8 @@ pub const LABELS: &[&str] = &[
     "journal.truncate",
     "journal.unlink",
     "log.adopt",
+    "late.create",
+    "late.remove",
     "log.append",
     "log.create",
     "log.remove",

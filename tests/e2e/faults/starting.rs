@@ -17,6 +17,7 @@ pub const LABELS: &[&str] = &[
     "checksums.sync",
     "checksums.write",
     "clusterid.keep",
+    "late.remove",
     "recover.checkpoint",
     "recover.redo",
     "recover.rollback",
@@ -86,6 +87,17 @@ fn cases() -> Vec<Case> {
         faulty.node.wait_exit();
         vec![("d.db", 1)]
     });
+    let late = Case::make("a commit with synchronous=OFF that is not recorded", |faulty| {
+        cli(&faulty.node.db("e.db"), "CREATE TABLE r(n INTEGER PRIMARY KEY, x)").expect("create");
+        insert(&faulty.node, "e.db", 1);
+        // The first of two commits is recorded when the client begins the second.
+        faulty.set("log.append:28:1000:1");
+        let sql = "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=PERSIST; PRAGMA synchronous=OFF;
+            INSERT INTO r VALUES(2, randomblob(5000)); INSERT INTO r VALUES(3, randomblob(5000))";
+        cli(&faulty.node.db("e.db"), sql).expect("insert");
+        faulty.node.kill();
+        vec![("e.db", 1), ("e.db", 2), ("e.db", 3)]
+    });
     let clean = Case::make("a clean stop", |faulty| {
         cli(&faulty.node.db("c.db"), "CREATE TABLE r(n INTEGER PRIMARY KEY, x)").expect("create");
         insert(&faulty.node, "c.db", 1);
@@ -102,7 +114,7 @@ fn cases() -> Vec<Case> {
         }
         Vec::new()
     });
-    vec![behind, ahead, clean, gap]
+    vec![behind, ahead, late, clean, gap]
 }
 
 /// A start on a copy of the case's directory with a fault; whether it struck.

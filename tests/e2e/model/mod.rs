@@ -235,10 +235,26 @@ impl Run {
         let bytes = export(&self.primary);
         let (pos, copy, records) = replay.finish();
         assert_eq!(self.primary.pos("a.db"), Some(pos.to_string()));
-        assert!(bytes == copy, "the copy made of {records} records holds the same bytes");
-        assert!(bytes == export(&self.replica), "the replica holds the same bytes");
+        assert_same(&copy, &bytes, "the primary and the copy made of its records");
+        assert_same(&bytes, &export(&self.replica), "the replica and the primary");
         println!("seed {}: {records} records", self.seed);
     }
+}
+
+/// Two database files hold the same bytes; otherwise names the pages that differ.
+fn assert_same(one: &[u8], other: &[u8], what: &str) {
+    let page_size = match u16::from_be_bytes([one[16], one[17]]) {
+        1 => 65536,
+        size => usize::from(size),
+    };
+    let pages = one.chunks(page_size).zip(other.chunks(page_size)).enumerate();
+    let differ: Vec<usize> = pages.filter(|(_, (one, other))| one != other).map(|(index, _)| index + 1).collect();
+    assert!(
+        one == other,
+        "{what}: {} and {} bytes, pages of {page_size} that differ: {differ:?}",
+        one.len(),
+        other.len()
+    );
 }
 
 #[test]
