@@ -1,50 +1,26 @@
 //! Tells the engine's own opens from those of clients.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-
 use parking_lot::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 /// Longest wait of a client's first open for the engine to be attached.
 const ATTACH_WAIT: Duration = Duration::from_secs(60);
 
-/// The threads that are opening a file for the engine right now. The kernel puts the thread ID into each request.
+/// The threads that open files for the engine ([`crate::opener`]). The kernel puts the thread's number into each request.
 #[derive(Debug, Default, Clone)]
-pub struct EngineThreads(Arc<Mutex<HashMap<u32, u32>>>);
-
-/// While it lives, requests of this thread are the engine's.
-#[derive(Debug)]
-pub struct Mark<'a> {
-    threads: &'a EngineThreads,
-    thread: u32,
-}
+pub struct EngineThreads(Vec<u32>);
 
 impl EngineThreads {
-    /// Marks the calling thread.
+    /// These threads' opens are the engine's.
     #[must_use]
-    pub fn mark(&self) -> Mark<'_> {
-        let thread = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
-        *self.0.lock().entry(thread).or_default() += 1;
-        Mark { threads: self, thread }
+    pub fn new(threads: &[u32]) -> Self {
+        Self(threads.to_vec())
     }
 
     /// Whether a request comes from the engine.
     #[must_use]
     pub fn contains(&self, thread: u32) -> bool {
-        self.0.lock().contains_key(&thread)
-    }
-}
-
-impl Drop for Mark<'_> {
-    fn drop(&mut self) {
-        let mut threads = self.threads.0.lock();
-        if let Some(count) = threads.get_mut(&self.thread) {
-            *count -= 1;
-            if *count == 0 {
-                threads.remove(&self.thread);
-            }
-        }
+        self.0.contains(&thread)
     }
 }
 

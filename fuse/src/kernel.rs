@@ -2,18 +2,20 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
 use fuser::{INodeNo, Notifier};
 use litefs::{DbName, FileKind, Kernel};
 use parking_lot::Mutex;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 
-use crate::names::mount_name;
+use crate::names::{ALIAS_DIRECTORY, mount_name};
 use crate::node::ROOT_INO;
 use crate::notifications::{Notification, Notifications};
+use crate::opener::Openers;
 use crate::tree::Tree;
 use crate::workers::in_handler;
 
@@ -58,12 +60,24 @@ pub struct MountKernel {
     /// Opens through the directory itself: a walk through the root would wait for whoever creates a file there.
     alias: Mutex<Option<Arc<OwnedFd>>>,
     queue: Arc<Notifications>,
+    openers: Openers,
 }
 
 impl MountKernel {
-    /// The seam of a mount whose alias directory is open as `alias`.
-    pub fn new(tree: Arc<Tree>, notifier: Notifier, alias: OwnedFd, queue: Arc<Notifications>) -> Self {
-        Self { tree, notifier, alias: Mutex::new(Some(Arc::new(alias))), queue }
+    /// The seam of the mount at `dir`, which `openers` open files of.
+    ///
+    /// # Errors
+    /// When the mount does not answer the engine's first request.
+    pub fn new(
+        dir: &Path,
+        tree: Arc<Tree>,
+        notifier: Notifier,
+        queue: Arc<Notifications>,
+        openers: Openers,
+    ) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let alias = OwnedFd::from(openers.open(None, &dir.join(ALIAS_DIRECTORY), flags)?);
+        Ok(Self { tree, notifier, alias: Mutex::new(Some(Arc::new(alias))), queue, openers })
     }
 
     /// Lets go of the mount, so that it can be unmounted.
@@ -80,9 +94,8 @@ impl MountKernel {
 impl Kernel for MountKernel {
     fn open(&self, db: &DbName, kind: FileKind) -> io::Result<File> {
         let alias = self.alias.lock().clone().ok_or(ErrorKind::NotConnected)?;
-        let _mark = self.tree.engine_threads.mark();
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        Ok(File::from(rustix::fs::openat(alias.as_ref(), mount_name(db, kind), flags, Mode::empty())?))
+        self.openers.open(Some(alias.as_fd()), Path::new(&mount_name(db, kind)), flags)
     }
 
     fn store(&self, db: &DbName, offset: u64, data: &[u8]) -> io::Result<()> {

@@ -23,6 +23,7 @@ mod mountpoint;
 mod names;
 mod node;
 mod notifications;
+mod opener;
 mod tree;
 mod workers;
 
@@ -30,3 +31,4 @@ pub use error::MountError;
 pub use info::{HaltLocks, NodeInfo};
 pub use mount::{IoMode, Mount, MountOptions, NotificationCounts, OnDead, Passthrough, default_control_dir};
 pub use mountpoint::force_unmount;
+pub use opener::Openers;

@@ -11,16 +11,16 @@ use std::time::{Duration, Instant};
 
 use fuser::{BackgroundSession, BackingId, Config, Filesystem, Session, SessionACL};
 use litefs::Store;
-use rustix::fs::{Mode, OFlags};
 
 use crate::control::{ControlFs, LockTable};
+use crate::engine_threads::EngineThreads;
 use crate::error::MountError;
 use crate::info::{HaltLocks, NodeInfo};
 use crate::kernel::{MountKernel, run_notifier};
 use crate::main_fs::MainFs;
 use crate::mountpoint::{mount_fuse, prepare, unmount_or_abort};
-use crate::names::ALIAS_DIRECTORY;
 use crate::notifications::Notifications;
+use crate::opener::Openers;
 use crate::tree::{Layout, Tree};
 use crate::workers::FUSE_THREADS;
 
@@ -117,9 +117,12 @@ impl Mount {
         let control_dir = prepare(&options.control_dir)?;
         let data_dir = store.config().data_dir.clone();
         let queue = Arc::new(Notifications::default());
+        // Before the first `/dev/fuse` is opened.
+        let openers = Openers::start().map_err(MountError::Start)?;
         let io_mode = choose_io(&dir, &data_dir, &options)?;
         let passthrough = io_mode == IoMode::Passthrough;
-        let layout = Layout { data_dir, control_dir: control_dir.clone(), passthrough };
+        let engine_threads = EngineThreads::new(openers.threads());
+        let layout = Layout { data_dir, control_dir: control_dir.clone(), passthrough, engine_threads };
         let tree = Tree::new(layout, Arc::clone(&store), node_info, Arc::clone(&queue)).map_err(MountError::Start)?;
         let tree = Arc::new(tree);
         let stopping = Arc::new(AtomicBool::new(false));
@@ -145,8 +148,8 @@ impl Mount {
             &mut undo,
         )?)?);
         threads.push(run_notifier(notifier.clone(), Arc::clone(&queue)).map_err(MountError::Start)?);
-        let alias = open_alias(&dir).map_err(MountError::Start)?;
-        let kernel = Arc::new(MountKernel::new(Arc::clone(&tree), notifier, alias, Arc::clone(&queue)));
+        let kernel = MountKernel::new(&dir, Arc::clone(&tree), notifier, Arc::clone(&queue), openers);
+        let kernel = Arc::new(kernel.map_err(MountError::Start)?);
         undo.disarm();
         store.attach_kernel(Arc::clone(&kernel) as Arc<dyn litefs::Kernel>);
         tree.attached.open();
@@ -264,11 +267,6 @@ fn mount_session<F: Filesystem>(
     let config = session_config(allow_other, threads);
     let session = Session::from_fd(filesystem, device, config.acl, config).map_err(MountError::Start)?;
     session.spawn().map_err(MountError::Start)
-}
-
-fn open_alias(dir: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    Ok(rustix::fs::open(dir.join(ALIAS_DIRECTORY), flags, Mode::empty())?)
 }
 
 /// Waits for the end of a FUSE connection.

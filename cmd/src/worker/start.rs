@@ -228,8 +228,10 @@ async fn open_store(config: &Config) -> anyhow::Result<Arc<Store>> {
     opened.with_context(|| format!("open the data directory {}", dir.display()))
 }
 
-/// A node killed in the instant in which it waited for its own mount cannot end: nobody answers it any more. Taking the mount
-/// away ends its wait, and with it its hold on the data directory.
+/// The engine makes no request of its own mount that could keep a killed node from ending (`litefs_fuse::Openers`). But it tells the
+/// kernel what has changed, and that waits for the page's or the directory's lock; a client may hold it, whose request nobody answers
+/// any more. Taking the mount away ends that wait, and with it the hold on the data directory. From another mount namespace it
+/// cannot be taken away.
 fn release_dying(config: &Config) {
     if !litefs::store::holder(&config.data.dir).is_some_and(is_dying) {
         return;

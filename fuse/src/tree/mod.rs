@@ -68,6 +68,8 @@ pub struct Layout {
     pub control_dir: PathBuf,
     /// Whether `-wal` and `-shm` are opened with passthrough.
     pub passthrough: bool,
+    /// Whose opens are the engine's.
+    pub engine_threads: EngineThreads,
 }
 
 /// What opening a file decides.
@@ -108,7 +110,7 @@ impl Tree {
             nodes: NodeTable::default(),
             specials: Specials::default(),
             listings: Listings::default(),
-            engine_threads: EngineThreads::default(),
+            engine_threads: layout.engine_threads,
             attached: AttachGate::default(),
             notifications,
             unsynced: Mutex::default(),

@@ -7,6 +7,7 @@
 mod client;
 mod halt;
 mod harness;
+mod killed_in_own_mount;
 mod killed_node;
 mod lifecycle;
 mod namespace;
