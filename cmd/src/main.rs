@@ -4,6 +4,7 @@ mod channel;
 mod cli;
 mod client;
 mod config;
+mod dying;
 mod logging;
 mod ltx;
 mod maintenance;

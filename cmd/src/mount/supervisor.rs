@@ -324,6 +324,13 @@ impl Supervisor {
             }
             return;
         }
+        let is_dying = |pid: Pid| crate::dying::is_dying(pid.as_raw_nonzero().get().unsigned_abs());
+        if self.worker.is_some_and(is_dying) {
+            // It may wait for its own mount: then only this lets it end, and `worker_ended` does the rest.
+            self.fence.close();
+            self.force_unmount();
+            return;
+        }
         if Fence::is_overdue(&self.cell) {
             if !self.fence.is_closed() {
                 tracing::warn!("the lease ran out and the worker did not react: closing the fence in its place");

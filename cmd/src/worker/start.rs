@@ -233,7 +233,7 @@ async fn open_store(config: &Config) -> anyhow::Result<Arc<Store>> {
 /// any more. Taking the mount away ends that wait, and with it the hold on the data directory. From another mount namespace it
 /// cannot be taken away.
 fn release_dying(config: &Config) {
-    if !litefs::store::holder(&config.data.dir).is_some_and(is_dying) {
+    if !litefs::store::holder(&config.data.dir).is_some_and(crate::dying::is_dying) {
         return;
     }
     for dir in [default_control_dir(&config.fuse.dir), config.fuse.dir.clone()] {
@@ -241,18 +241,6 @@ fn release_dying(config: &Config) {
             tracing::warn!(dir = %dir.display(), %error, "take the mount of a killed litefs away");
         }
     }
-}
-
-/// Whether a process was killed and has not ended yet (proc(5): a zombie leader with threads left, or SIGKILL pending).
-fn is_dying(pid: u32) -> bool {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
-    status.lines().any(|line| match line.split_once(':') {
-        Some(("State", state)) => state.trim().starts_with(['Z', 'X']),
-        Some(("SigPnd", pending)) => {
-            u64::from_str_radix(pending.trim(), 16).is_ok_and(|bits| bits >> (libc::SIGKILL - 1) & 1 == 1)
-        }
-        _ => false,
-    })
 }
 
 async fn start_mount(
@@ -353,22 +341,4 @@ fn show_primary_changes(node: &Arc<Node>, kernel: Arc<dyn litefs::Kernel>) {
             let _ = tokio::task::spawn_blocking(move || kernel.special_changed(None)).await;
         }
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_dying;
-
-    #[test]
-    fn a_killed_process_that_nobody_waited_for_is_dying_and_a_living_one_is_not() {
-        assert!(!is_dying(std::process::id()));
-        let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep");
-        assert!(!is_dying(child.id()));
-        child.kill().expect("kill");
-        while !is_dying(child.id()) {
-            std::thread::yield_now();
-        }
-        child.wait().expect("wait");
-        assert!(!is_dying(child.id()));
-    }
 }
