@@ -98,7 +98,9 @@ pub fn prepare(dir: &Path) -> Result<PathBuf, MountError> {
     let entries = std::fs::read_dir(&dir).map_err(fail)?;
     let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
     let names = names.collect::<io::Result<Vec<String>>>().map_err(fail)?;
-    if !names.iter().all(|name| is_left_behind(name, &names)) {
+    let is_empty =
+        |name: &String| dir.join(name).symlink_metadata().is_ok_and(|file| file.is_file() && file.len() == 0);
+    if !names.iter().all(|name| is_left_behind(name, &names) || is_empty(name)) {
         return Err(MountError::NotEmpty(dir));
     }
     if !names.is_empty() {
@@ -107,7 +109,7 @@ pub fn prepare(dir: &Path) -> Result<PathBuf, MountError> {
     Ok(dir)
 }
 
-/// Whether a file is SQLite's beside a database that is not there: a client that had opened that before the mount went has made it
+/// Whether a file (that is not even empty) is SQLite's beside a database that is not there: a client that had opened that before the mount went has made it
 /// when it was gone. It must not keep the node from starting.
 fn is_left_behind(name: &str, all: &[String]) -> bool {
     let database = ["-journal", "-wal", "-shm"].iter().find_map(|suffix| name.strip_suffix(suffix));
@@ -235,6 +237,8 @@ mod tests {
         std::fs::write(missing.join("file-shm"), b"").expect("write");
         assert!(prepare(&missing).is_ok(), "what a client has left is no obstacle");
         std::fs::write(missing.join("file"), b"").expect("write");
+        assert!(prepare(&missing).is_ok(), "nor what it has only opened");
+        std::fs::write(missing.join("file"), b"content").expect("write");
         assert!(matches!(prepare(&missing), Err(MountError::NotEmpty(_))));
         assert!(matches!(prepare(&missing.join("file")), Err(MountError::Directory { .. })));
         force_unmount(&missing).expect("nothing is mounted: nothing happens");
