@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::thread;
 
 use fuser::{INodeNo, Notifier};
@@ -78,6 +79,11 @@ impl MountKernel {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let alias = OwnedFd::from(openers.open(None, &dir.join(ALIAS_DIRECTORY), flags)?);
         Ok(Self { tree, notifier, alias: Mutex::new(Some(Arc::new(alias))), queue, openers })
+    }
+
+    /// See [`Openers::waiting`].
+    pub fn opens_waiting(&self) -> Arc<AtomicUsize> {
+        self.openers.waiting()
     }
 
     /// Lets go of the mount, so that it can be unmounted.

@@ -29,6 +29,6 @@ mod workers;
 
 pub use error::MountError;
 pub use info::{HaltLocks, NodeInfo};
-pub use mount::{IoMode, Mount, MountOptions, NotificationCounts, OnDead, Passthrough, default_control_dir};
+pub use mount::{IoMode, Mount, MountCounts, MountOptions, OnDead, Passthrough, default_control_dir};
 pub use mountpoint::force_unmount;
 pub use opener::Openers;

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -56,13 +56,22 @@ pub type OnDead = Arc<dyn Fn(String) + Send + Sync>;
 
 /// For metrics; may outlive the mount.
 #[derive(Debug, Clone)]
-pub struct NotificationCounts(Arc<Notifications>);
+pub struct MountCounts {
+    queue: Arc<Notifications>,
+    opens_waiting: Arc<AtomicUsize>,
+}
 
-impl NotificationCounts {
+impl MountCounts {
     /// Messages to the kernel that wait now, and how many were merged because too many did, since the start.
     #[must_use]
-    pub fn get(&self) -> (usize, u64) {
-        self.0.counts()
+    pub fn notifications(&self) -> (usize, u64) {
+        self.queue.counts()
+    }
+
+    /// The engine's opens of files of the mount that wait for others of them to end.
+    #[must_use]
+    pub fn opens_waiting(&self) -> usize {
+        self.opens_waiting.load(Ordering::Relaxed)
     }
 }
 
@@ -168,10 +177,10 @@ impl Mount {
         &self.dir
     }
 
-    /// How many messages wait for the kernel.
+    /// What waits for the kernel.
     #[must_use]
-    pub fn notifications(&self) -> NotificationCounts {
-        NotificationCounts(Arc::clone(&self.queue))
+    pub fn counts(&self) -> MountCounts {
+        MountCounts { queue: Arc::clone(&self.queue), opens_waiting: self.kernel.opens_waiting() }
     }
 
     /// The seam the engine uses.

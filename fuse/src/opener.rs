@@ -14,8 +14,11 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -27,6 +30,8 @@ use rustix::net::{
 
 /// Files that can be in the course of being opened at the same time. An open by the engine never needs another one for its answer.
 const OPENERS: usize = 4;
+/// How long an open waits for a thread. Opens take microseconds; those of a mount that is being taken away end with it.
+const IDLE_WAIT_MAX: Duration = Duration::from_secs(30);
 /// The flags of the open, little-endian, before the path of a request; the errno (0: none) of an answer.
 const HEAD_BYTES: usize = 4;
 /// Most bytes of a request.
@@ -43,6 +48,8 @@ pub struct Openers {
     idle: Mutex<Idle>,
     returned: Condvar,
     threads: Vec<u32>,
+    /// Opens that wait for an idle thread.
+    waiting: Arc<AtomicUsize>,
 }
 
 /// The sockets to the threads that wait for a request.
@@ -65,7 +72,12 @@ impl Openers {
             sockets.push(socket);
             threads.push(thread);
         }
-        Ok(Self { idle: Mutex::new(Idle { sockets, living: OPENERS }), returned: Condvar::new(), threads })
+        Ok(Self {
+            idle: Mutex::new(Idle { sockets, living: OPENERS }),
+            returned: Condvar::new(),
+            threads,
+            waiting: Arc::default(),
+        })
     }
 
     /// The threads' numbers, as the kernel puts them into requests.
@@ -74,12 +86,18 @@ impl Openers {
         &self.threads
     }
 
+    /// How many opens wait for an idle thread, for metrics.
+    #[must_use]
+    pub fn waiting(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.waiting)
+    }
+
     /// Opens `path` below `dir`, or where it says when it is absolute. Waits as long as the open takes.
     ///
     /// # Errors
-    /// What the open gives; `BrokenPipe` when the threads that open files have ended.
+    /// What the open gives; `BrokenPipe` when the threads that open files have ended; `TimedOut` when all of them are busy for long.
     pub fn open(&self, dir: Option<BorrowedFd<'_>>, path: &Path, flags: OFlags) -> io::Result<File> {
-        let socket = self.take()?;
+        let socket = self.take(IDLE_WAIT_MAX)?;
         let opened = ask(&socket, dir, path, flags);
         let mut idle = self.idle.lock();
         match &opened {
@@ -94,17 +112,23 @@ impl Openers {
         opened
     }
 
-    fn take(&self) -> io::Result<OwnedFd> {
+    fn take(&self, patience: Duration) -> io::Result<OwnedFd> {
+        let deadline = Instant::now() + patience;
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         let mut idle = self.idle.lock();
-        loop {
+        let taken = loop {
             if let Some(socket) = idle.sockets.pop() {
-                return Ok(socket);
+                break Ok(socket);
             }
             if idle.living == 0 {
-                return Err(ended());
+                break Err(ended());
             }
-            self.returned.wait(&mut idle);
-        }
+            if self.returned.wait_until(&mut idle, deadline).timed_out() {
+                break idle.sockets.pop().ok_or_else(|| busy(patience));
+            }
+        };
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        taken
     }
 }
 
@@ -113,6 +137,15 @@ fn ended() -> io::Error {
     let problem =
         "the thread that opens files of the mount has ended; this is a defect of litefs: start the node again";
     io::Error::new(io::ErrorKind::BrokenPipe, problem)
+}
+
+/// No thread was idle for as long as `patience`.
+fn busy(patience: Duration) -> io::Error {
+    let problem = format!(
+        "the threads that open files of the mount have all waited for it for {} s: is its connection stuck? See litefs_fuse_opens_waiting",
+        patience.as_secs()
+    );
+    io::Error::new(io::ErrorKind::TimedOut, problem)
 }
 
 /// Starts a thread; gives the socket to it, and its number.
@@ -246,7 +279,7 @@ mod tests {
     fn a_thread_that_ended_is_named_and_the_others_go_on() {
         let openers = Openers::start().expect("start");
         for left in (0..OPENERS).rev() {
-            let socket = openers.take().expect("a thread");
+            let socket = openers.take(IDLE_WAIT_MAX).expect("a thread");
             // Less than a request: it ends.
             send(&socket, &[b"x"], None).expect("send");
             openers.idle.lock().sockets.push(socket);
@@ -255,6 +288,25 @@ mod tests {
             assert_eq!(openers.idle.lock().living, left);
             assert_eq!(openers.open(None, Path::new("/"), READ).is_ok(), left > 0);
         }
+    }
+
+    #[test]
+    fn an_open_does_not_wait_for_ever() {
+        let openers = Openers::start().expect("start");
+        let taken: Vec<_> = (0..OPENERS).map(|_| openers.take(IDLE_WAIT_MAX).expect("a thread")).collect();
+        let error = openers.take(Duration::from_millis(1)).expect_err("all are busy");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(openers.waiting().load(Ordering::Relaxed), 0);
+        // One that comes back is given to whoever waits.
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| openers.open(None, Path::new("/"), READ).map(drop));
+            while openers.waiting().load(Ordering::Relaxed) == 0 {
+                thread::yield_now();
+            }
+            openers.idle.lock().sockets.extend(taken);
+            openers.returned.notify_all();
+            waits.join().expect("no panic").expect("opened");
+        });
     }
 
     #[test]

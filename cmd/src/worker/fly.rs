@@ -46,7 +46,7 @@ impl Machine {
                     Ok(()) => (told, failing) = (Some(now), false),
                     Err(error) => {
                         if !std::mem::replace(&mut failing, true) {
-                            tracing::warn!(%error, "report the role to Fly.io; trying again");
+                            tracing::warn!(error = format!("{error:#}"), "report the role to Fly.io; trying again");
                         }
                         tokio::time::sleep(RETRY).await;
                         continue;

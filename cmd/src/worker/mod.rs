@@ -2,7 +2,7 @@
 
 mod fly;
 mod keeper;
-mod notification_metrics;
+mod mount_metrics;
 mod proxy;
 mod seams;
 mod start;

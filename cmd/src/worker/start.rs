@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::fly::Machine;
 use super::keeper::SupervisorKeeper;
-use super::notification_metrics::NotificationMetrics;
+use super::mount_metrics::MountMetrics;
 use super::proxy::{BoundProxy, RunningProxy};
 use super::seams::LateNode;
 use crate::channel::{Channel, FromWorker};
@@ -73,7 +73,7 @@ impl Running {
         let io_mode = mount.io_mode().clone();
         tracing::info!(dir = %config.fuse.dir.display(), io = ?io_mode, "mounted");
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(NotificationMetrics(mount.notifications())));
+        registry.register_collector(Box::new(MountMetrics(mount.counts())));
         if let Some(proxy) = &proxy {
             proxy.register(&mut registry);
         }
