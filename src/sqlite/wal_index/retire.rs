@@ -9,8 +9,8 @@
 use std::fs::File;
 use std::io;
 
-use super::header::{HEADER_WORDS, IndexHeader};
-use super::stored::header_words;
+use super::header::IndexHeader;
+use super::stored::{agreed, header_copies};
 use crate::os;
 
 /// The version that no SQLite knows.
@@ -22,15 +22,15 @@ pub(super) const RETIRED_VERSION: u32 = u32::MAX;
 /// # Errors
 /// Reading and writing.
 pub fn retire(file: &File) -> io::Result<bool> {
-    let words = header_words(file)?;
-    if words.is_some_and(|words| IndexHeader::decode_version(&words, RETIRED_VERSION).is_some()) {
+    let copies = header_copies(file)?;
+    // Without a valid header a client would rebuild the index from the WAL.
+    let header = copies.as_ref().and_then(agreed).unwrap_or(IndexHeader::EMPTY);
+    let retired = [header.encode_version(RETIRED_VERSION); 2];
+    if copies == Some(retired) {
         return Ok(false);
     }
-    // Without a valid header a client would rebuild the index from the WAL.
-    let header = words.and_then(|words| IndexHeader::decode(&words)).unwrap_or(IndexHeader::EMPTY);
-    let bytes: Vec<u8> = header.encode_version(RETIRED_VERSION).iter().flat_map(|word| word.to_ne_bytes()).collect();
-    // As a writer does: the second copy first.
-    os::write_all_at("shm.retire", file, &bytes, (HEADER_WORDS * 4) as u64)?;
+    let bytes: Vec<u8> = retired.as_flattened().iter().flat_map(|word| word.to_ne_bytes()).collect();
+    // In one piece: nobody who reads both copies under WRITE finds that they differ.
     os::write_all_at("shm.retire", file, &bytes, 0)?;
     Ok(true)
 }
@@ -38,6 +38,7 @@ pub fn retire(file: &File) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sqlite::wal_index::header::HEADER_WORDS;
     use crate::sqlite::wal_index::stored::StoredIndex;
 
     fn header() -> IndexHeader {
@@ -58,8 +59,25 @@ mod tests {
         assert!(!retire(&file).expect("retired before"));
         let stored = StoredIndex::open(file.try_clone().expect("a descriptor")).expect("read").expect("valid");
         assert_eq!(*stored.header(), header());
-        let words = header_words(&file).expect("read").expect("copies are equal");
-        assert_eq!(IndexHeader::decode(&words), None, "no client takes it");
+        let copies = header_copies(&file).expect("read").expect("long enough");
+        assert_eq!(copies.map(|words| IndexHeader::decode(&words)), [None, None], "no client takes it");
+    }
+
+    #[test]
+    fn one_that_was_cut_short_is_believed_and_completed() {
+        let bytes = |words: [u32; HEADER_WORDS]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+        let (before, retired) = (bytes(header().encode()), bytes(header().encode_version(RETIRED_VERSION)));
+        for copies in [[&before, &retired], [&retired, &before]] {
+            let file = file_with(&copies.map(Vec::as_slice).concat());
+            let stored = StoredIndex::open(file.try_clone().expect("a descriptor")).expect("read").expect("valid");
+            assert_eq!(*stored.header(), header());
+            assert!(retire(&file).expect("retired"));
+            assert!(!retire(&file).expect("retired before"));
+            assert_eq!(*StoredIndex::open(file).expect("read").expect("valid").header(), header());
+        }
+        // A writer that died between its copies: SQLite rebuilds such an index.
+        let other = bytes(IndexHeader { change: 8, mx_frame: 13, ..header() }.encode());
+        assert!(StoredIndex::open(file_with(&[before, other].concat())).expect("read").is_none());
     }
 
     #[test]

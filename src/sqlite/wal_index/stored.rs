@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::header::{HEADER_WORDS, IndexHeader};
+use super::header::{HEADER_WORDS, HeaderWords, IndexHeader};
 use super::retire::RETIRED_VERSION;
 use super::table::{PAGES, RESERVED_WORDS, SEGMENT_LEN};
 
@@ -24,18 +24,25 @@ fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<bool> {
     }
 }
 
-/// The header's words; `None` when the two copies differ or the file ends before.
-pub(super) fn header_words(file: &File) -> io::Result<Option<[u32; HEADER_WORDS]>> {
+/// Both copies of the header; `None` when the file ends before.
+pub(super) fn header_copies(file: &File) -> io::Result<Option<HeaderWords>> {
     let mut bytes = [0; 2 * HEADER_WORDS * 4];
     if !read_at(file, &mut bytes, 0)? {
         return Ok(None);
     }
-    let mut words = [0; HEADER_WORDS];
-    let (first, second) = bytes.split_at(HEADER_WORDS * 4);
-    for (slot, bytes) in words.iter_mut().zip(first.as_chunks::<4>().0) {
+    let mut copies = [[0; HEADER_WORDS]; 2];
+    for (slot, bytes) in copies.as_flattened_mut().iter_mut().zip(bytes.as_chunks::<4>().0) {
         *slot = word(*bytes);
     }
-    Ok((first == second).then_some(words))
+    Ok(Some(copies))
+}
+
+/// What both copies say; `None` when they do not agree. One alone may be retired: it was cut short then, and changes nothing else.
+pub(super) fn agreed(copies: &HeaderWords) -> Option<IndexHeader> {
+    let [first, second] = copies
+        .each_ref()
+        .map(|words| IndexHeader::decode(words).or_else(|| IndexHeader::decode_version(words, RETIRED_VERSION)));
+    first.filter(|_| first == second)
 }
 
 fn word(bytes: [u8; 4]) -> u32 {
@@ -48,9 +55,7 @@ impl StoredIndex {
     /// # Errors
     /// Reading.
     pub fn open(file: File) -> io::Result<Option<Self>> {
-        let Some(words) = header_words(&file)? else { return Ok(None) };
-        let retired = IndexHeader::decode_version(&words, RETIRED_VERSION);
-        Ok(IndexHeader::decode(&words).or(retired).map(|header| Self { file, header }))
+        Ok(header_copies(&file)?.as_ref().and_then(agreed).map(|header| Self { file, header }))
     }
 
     /// What the index says is committed.

@@ -160,7 +160,9 @@ fn start_with(case: &Case, label: &str, what: &str) -> bool {
     faulty.start();
     case.acknowledged.check(&faulty.node, &what);
     if case.name.starts_with("frames") {
-        assert_eq!(cli(&faulty.node.db("gap.db"), "SELECT count(*) FROM t").as_deref(), Ok("4"), "{what}");
+        // Without the boot's ID the wal-index, which alone vouches for the last one, is not believed.
+        let rows = if label == "bootid.keep" { "3" } else { "4" };
+        assert_eq!(cli(&faulty.node.db("gap.db"), "SELECT count(*) FROM t").as_deref(), Ok(rows), "{what}");
     }
     struck
 }
