@@ -71,6 +71,8 @@ pub const STEPS: &[Step] = &[
     write("recover.redo"),
     write("recover.rollback"),
     write("recover.seal"),
+    call("rejoin.forget"),
+    write("rejoin.mark"),
     call("shm.create"),
     write("shm.extend"),
     write("shm.retire"),

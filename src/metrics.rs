@@ -15,6 +15,7 @@ use crate::database::Health;
 use crate::store::Store;
 
 type DbLabels = [(&'static str, String); 1];
+type WayLabels = [(&'static str, &'static str); 1];
 
 /// All metrics of a store. Per-database handles are taken once ([`DatabaseMetrics`]): counting is one atomic addition.
 #[derive(Debug, Clone)]
@@ -28,6 +29,8 @@ pub(crate) struct Metrics {
     capture_seconds: Histogram,
     checkpoint_seconds: Histogram,
     fence_timeouts: Counter,
+    set_aside: Counter,
+    resyncs: Family<WayLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -44,6 +47,8 @@ impl Default for Metrics {
             // 1 ms … 32 s
             checkpoint_seconds: Histogram::new(exponential_buckets(1e-3, 2.0, 16)),
             fence_timeouts: Counter::default(),
+            set_aside: Counter::default(),
+            resyncs: Family::default(),
         }
     }
 }
@@ -94,6 +99,21 @@ impl Metrics {
         self.fence_timeouts.inc();
     }
 
+    /// Transactions that only this node had were copied to `lost+found`.
+    pub(crate) fn set_aside(&self) {
+        self.set_aside.inc();
+    }
+
+    /// A database whose history was another one is at the primary's: by one record from the last common position.
+    pub(crate) fn resynced_by_record(&self) {
+        self.resyncs.get_or_create(&[("by", "ltx")]).inc();
+    }
+
+    /// The same, by a snapshot.
+    pub(crate) fn resynced_by_snapshot(&self) {
+        self.resyncs.get_or_create(&[("by", "snapshot")]).inc();
+    }
+
     fn register(&self, registry: &mut Registry) {
         let families = [
             ("litefs_db_database_write_count", "Writes to the database file", &self.database_writes),
@@ -109,6 +129,13 @@ impl Metrics {
         let capture = "From the wake-up to the captured position";
         registry.register("litefs_capture_seconds", capture, self.capture_seconds.clone());
         registry.register("litefs_checkpoint_seconds", "Duration of checkpoints", self.checkpoint_seconds.clone());
+        registry.register(
+            "litefs_set_aside_count",
+            "Times that transactions only this node had were moved to lost+found",
+            self.set_aside.clone(),
+        );
+        let resyncs = "Databases brought from another history to the primary's";
+        registry.register("litefs_resync_count", resyncs, self.resyncs.clone());
         registry.register("litefs_fence_timeout_count", "Fences that closed late", self.fence_timeouts.clone());
     }
 }

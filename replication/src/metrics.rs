@@ -23,7 +23,6 @@ pub struct Metrics {
     streams: Gauge,
     frames: Family<FrameLabels, Counter>,
     apply_latency: Histogram,
-    set_aside: Counter,
     requests: Counter,
     halts: Counter,
 }
@@ -46,7 +45,6 @@ impl Metrics {
             apply_latency: Histogram::new([
                 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
             ]),
-            set_aside: Counter::default(),
             requests: Counter::default(),
             halts: Counter::default(),
         };
@@ -57,11 +55,6 @@ impl Metrics {
             "litefs_apply_latency_seconds",
             "From the commit on the primary (its clock) to being applied here",
             metrics.apply_latency.clone(),
-        );
-        registry.register(
-            "litefs_set_aside_count",
-            "Times that transactions only this node had were moved to lost+found",
-            metrics.set_aside.clone(),
         );
         registry.register("litefs_halt_count", "HALT locks granted to other nodes", metrics.halts.clone());
         metrics
@@ -81,10 +74,6 @@ impl Metrics {
 
     pub(crate) fn applied(&self, latency_seconds: f64) {
         self.apply_latency.observe(latency_seconds);
-    }
-
-    pub(crate) fn set_aside(&self) {
-        self.set_aside.inc();
     }
 
     pub(crate) fn request(&self) {

@@ -148,7 +148,7 @@ impl Node {
             lag: lag.clone(),
             subscribers: subscribers.clone(),
         }));
-        let remote_halts = RemoteHalts::new(store.clone(), role.clone(), metrics.clone(), resync);
+        let remote_halts = RemoteHalts::new(store.clone(), role.clone(), resync);
         let shared = Arc::new(Shared {
             halts: HaltTable::new(store.clone(), metrics.clone()),
             closing: CancellationToken::new(),

@@ -135,7 +135,8 @@ impl Peer {
         self.read(response, within).await
     }
 
-    async fn read(&self, response: Response<Incoming>, within: Duration) -> Result<Bytes, PeerError> {
+    /// Reads the whole of a small answer.
+    pub(crate) async fn read(&self, response: Response<Incoming>, within: Duration) -> Result<Bytes, PeerError> {
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect();
         match tokio::time::timeout(within, body).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),

@@ -31,6 +31,7 @@ mod rollback;
 mod set_aside;
 mod snapshot;
 mod strict;
+mod tail;
 mod view;
 mod wal_capture;
 mod wal_room;
@@ -52,6 +53,7 @@ pub(crate) use files::Files;
 pub(crate) use links::Links;
 pub use recover::Inspection;
 pub(crate) use recover::inspect;
+pub use tail::{TAIL_PAGES_MAX, TAIL_STEPS_MAX, Tail, TailStep};
 pub(crate) use wal_capture::WalProgress;
 
 use crate::metrics::DatabaseMetrics;

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::commit::now_ms;
-use super::{Database, Record};
+use super::{CaptureState, Database, Record};
 use crate::kernel::FileKind;
 use crate::{Pos, os};
 
@@ -20,6 +20,20 @@ impl Database {
     /// `StorageFull` when that would exceed `lost_and_found_bytes_max`; reading and writing. Nothing is forgotten then, and
     /// no half folder is left.
     pub fn set_aside_after(&self, from: Pos) -> io::Result<PathBuf> {
+        let folder = self.keep_aside(from)?;
+        self.forget_position(&mut self.capture.lock());
+        Ok(folder)
+    }
+
+    /// The next stream sends a snapshot.
+    pub(super) fn forget_position(&self, state: &mut CaptureState) {
+        state.pos = Pos::ZERO;
+        self.positions.publish(Pos::ZERO);
+    }
+
+    /// As [`Self::set_aside_after`], without forgetting the position. Where the log reaches back to `from`, the caller may hold
+    /// any lock.
+    pub(super) fn keep_aside(&self, from: Pos) -> io::Result<PathBuf> {
         let pos = self.pos();
         let root = self.shared.config.data_dir.join("lost+found");
         let parent = root.join(self.name.as_str());
@@ -41,9 +55,7 @@ impl Database {
             database = %self.name, %from, diverged = %pos, folder = %folder.display(),
             "transactions that the cluster does not have were set aside; look at them with `litefs ltx list`"
         );
-        let mut state = self.capture.lock();
-        state.pos = Pos::ZERO;
-        self.positions.publish(Pos::ZERO);
+        self.shared.metrics.set_aside();
         Ok(folder)
     }
 

@@ -10,9 +10,9 @@ use crate::sqlite::page::{lock_page, page_checksum};
 use crate::{Checksum, Pos, Txid};
 
 /// How long a view waits for writers.
-const VIEW_WAIT: Duration = Duration::from_secs(10);
+pub(super) const VIEW_WAIT: Duration = Duration::from_secs(10);
 /// Bytes handed to the receiver at once.
-const WRITE_BYTES: usize = 128 << 10;
+pub(super) const WRITE_BYTES: usize = 128 << 10;
 
 impl Database {
     /// What a replica at `from` needs (COMPAT §4 "Primary's rule"). Blocking file reads.

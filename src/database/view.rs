@@ -280,6 +280,17 @@ impl View {
         ViewPages { view: self, next: 1, buffer: Vec::new(), first: 0, held: 0 }
     }
 
+    /// Reads one page into `page`, which has the size of one.
+    pub(crate) fn read_page(&self, pgno: u32, page: &mut [u8]) -> io::Result<()> {
+        if let (Some(frame), Some(wal)) = (self.frames.find(pgno)?, self.frames.wal()) {
+            return wal.read_exact_at(page, frame_offset(frame, self.page_size) + FRAME_HEADER_LEN as u64);
+        }
+        match &self.database {
+            Some(database) => os::read_or_zero_at(database, page, page_offset(pgno, self.page_size)),
+            None => Ok(()),
+        }
+    }
+
     /// The error for a view that turned out not to be what its position says.
     pub(crate) fn wrong_checksum(&self, actual: Checksum) -> io::Error {
         let reason = format!("the pages read have checksum {actual}, not that of position {}; try again", self.pos);

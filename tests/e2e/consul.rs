@@ -99,4 +99,53 @@ fn rows_that_only_a_cut_off_primary_has_are_set_aside() {
     assert_eq!((rows(&first), rows(&second)), ("1,2".into(), "1,2".into()));
     let aside = first.data().join("lost+found/a.db");
     assert!(aside.exists(), "the row is kept in {}", aside.display());
+    assert_eq!(resyncs(&first), ["litefs_resync_count{by=\"snapshot\"} 1"], "as small a database comes whole");
+}
+
+fn resyncs(node: &Node) -> Vec<String> {
+    let metrics = String::from_utf8(node.get("/metrics").expect("metrics").body).expect("text");
+    metrics.lines().filter(|line| line.starts_with("litefs_resync_count{")).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_primary_that_was_replaced_gets_only_what_differs() {
+    let consul = ConsulServer::start().expect("consul");
+    let (mut first, mut second) = pair(&consul);
+    let fill = "WITH RECURSIVE n(i) AS (SELECT 1000 UNION ALL SELECT i + 1 FROM n WHERE i < 3000)
+                INSERT INTO t SELECT hex(randomblob(500)) FROM n; INSERT INTO t VALUES('both')";
+    cli(&first.db("a.db"), fill).expect("fill");
+    second.wait_same_pos(&first, "a.db");
+    second.kill();
+    insert(&first, "'lost'");
+    insert(&first, "'lost, too'");
+    first.kill();
+    second.launch();
+    second.wait_log("the node API listens");
+    eventually("the operator's promotion is accepted", || {
+        second.post("/promote?force=true", b"").ok().filter(|answer| answer.status == 200)
+    });
+    wait_primary(&second);
+    insert(&second, "'kept'");
+    first.launch();
+    first.wait_ready();
+    first.wait_same_pos(&second, "a.db");
+    first.wait_log("gave our own transactions up for the primary's");
+    assert_eq!(resyncs(&first), ["litefs_resync_count{by=\"ltx\"} 1"]);
+    let export = |node: &Node| node.get("/export?name=a.db").expect("export").body;
+    assert!(export(&first) == export(&second));
+    let marks = "SELECT group_concat(x) FROM (SELECT x FROM t WHERE length(x) < 20 ORDER BY rowid)";
+    assert_eq!(cli(&first.db("a.db"), marks).as_deref(), Ok("1,both,kept"));
+    // What was given up is a file for each transaction, and the new record is no copy of the database.
+    let bytes = |path: std::path::PathBuf| -> u64 {
+        let files = std::fs::read_dir(path).expect("a folder").flatten();
+        files.map(|entry| entry.metadata().expect("metadata").len()).sum()
+    };
+    let aside = first.data().join("lost+found/a.db");
+    let folders: Vec<_> = std::fs::read_dir(&aside).expect("kept").flatten().map(|entry| entry.path()).collect();
+    assert_eq!(folders.len(), 1);
+    assert_eq!(std::fs::read_dir(&folders[0]).expect("kept").count(), 2);
+    let database = std::fs::metadata(first.data().join("dbs/a.db/database")).expect("the file").len();
+    assert!(bytes(folders[0].clone()) * 10 < database);
+    insert(&second, "'on'");
+    first.wait_same_pos(&second, "a.db");
 }

@@ -18,7 +18,7 @@ use crate::node::Shared;
 #[derive(Debug, Deserialize)]
 pub(super) struct DatabaseQuery {
     #[serde(default)]
-    name: String,
+    pub(super) name: String,
 }
 
 pub(super) async fn import(

@@ -8,6 +8,7 @@ mod error;
 mod events;
 mod halt;
 mod lost_found;
+mod resync;
 pub(crate) mod server;
 pub(crate) mod spool;
 mod stream;
@@ -45,6 +46,7 @@ pub async fn listen(addr: &str) -> io::Result<TcpListener> {
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/stream", post(stream::stream))
+        .route("/resync", post(resync::resync))
         .route("/import", post(databases::import))
         .route("/export", get(databases::export))
         .route("/info", get(cluster::info))

@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::extract::{Extension, Query, State};
 use axum::http::{HeaderMap, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use litefs::DbName;
 use serde::Deserialize;
@@ -48,10 +49,8 @@ pub(super) async fn stream(
     }
     // Asleep for longer than its lease, this node does not know yet that another one is primary.
     let cover = Cover::of(&shared.fence).ok_or_else(ApiError::not_primary)?;
-    let body = tokio::time::timeout(POSITIONS_MAX, Limited::new(body, POSITION_MAP_BYTES_MAX).collect()).await;
-    let body = body.map_err(|_| ApiError::bad_request("the position map did not arrive in time"))?;
-    let body = body.map_err(|error| ApiError::bad_request(format!("read the position map: {error}")))?;
-    let sent = decode_position_map(&body.to_bytes()).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let sent =
+        decode_position_map(&read_positions(body).await?).map_err(|error| ApiError::bad_request(error.to_string()))?;
     let info = ReplicaInfo { node_id: replica, address: address.to_string() };
     let subscription = shared
         .subscribers
@@ -79,8 +78,16 @@ pub(super) async fn stream(
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], Body::from_stream(pieces)).into_response())
 }
 
+/// The request's body: a position map, or a tail of records, which is shorter than the longest of those.
+pub(super) async fn read_positions(body: Body) -> Result<Bytes, ApiError> {
+    let body = tokio::time::timeout(POSITIONS_MAX, Limited::new(body, POSITION_MAP_BYTES_MAX).collect()).await;
+    let body = body.map_err(|_| ApiError::bad_request("the positions did not arrive in time"))?;
+    let body = body.map_err(|error| ApiError::bad_request(format!("read the positions: {error}")))?;
+    Ok(body.to_bytes())
+}
+
 /// The replica's node ID, if it may have a stream.
-fn check_headers(shared: &Shared, headers: &HeaderMap) -> Result<u64, ApiError> {
+pub(super) fn check_headers(shared: &Shared, headers: &HeaderMap) -> Result<u64, ApiError> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let id = node_id(text("litefs-id").ok_or_else(|| ApiError::bad_request("the header Litefs-Id is missing"))?)?;
     if id == shared.store.node_id() {

@@ -12,7 +12,6 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 use super::shipper::{Finish, Shipper};
 use super::{HALT_ACQUIRE_MAX, HaltAnswer};
-use crate::metrics::Metrics;
 use crate::peer::{Peer, PeerError, full, query_escape};
 use crate::roles::{Role, RoleHandle};
 
@@ -97,14 +96,13 @@ pub struct RemoteHalts {
 struct Inner {
     store: Arc<Store>,
     role: RoleHandle,
-    metrics: Arc<Metrics>,
     resync: Arc<Notify>,
     locks: Mutex<BTreeMap<DbName, Lock>>,
 }
 
 impl RemoteHalts {
-    pub(crate) fn new(store: Arc<Store>, role: RoleHandle, metrics: Arc<Metrics>, resync: Arc<Notify>) -> Self {
-        Self { inner: Arc::new(Inner { store, role, metrics, resync, locks: Mutex::default() }) }
+    pub(crate) fn new(store: Arc<Store>, role: RoleHandle, resync: Arc<Notify>) -> Self {
+        Self { inner: Arc::new(Inner { store, role, resync, locks: Mutex::default() }) }
     }
 
     /// Takes the lock for a local client (`owner` tells clients apart). With `wait` a lock held by another node is waited for,
@@ -172,7 +170,6 @@ impl RemoteHalts {
             peer: Some(peer),
             id,
             shipped: pos,
-            metrics: self.inner.metrics.clone(),
             resync: self.inner.resync.clone(),
             role: self.inner.role.clone(),
         };

@@ -17,7 +17,6 @@ use tokio::time::Instant;
 
 use super::HALT_TTL;
 use super::remote::ASK_MAX;
-use crate::metrics::Metrics;
 use crate::peer::{Peer, PeerBody, PeerError, full, query_escape};
 use crate::roles::{RoleHandle, RoleState};
 
@@ -49,7 +48,6 @@ pub(super) struct Shipper {
     pub(super) id: u64,
     /// What the primary has.
     pub(super) shipped: Pos,
-    pub(super) metrics: Arc<Metrics>,
     pub(super) resync: Arc<Notify>,
     pub(super) role: RoleHandle,
 }
@@ -139,7 +137,6 @@ impl Shipper {
         match aside.await.unwrap_or_else(|panic| Err(io::Error::other(panic.to_string()))) {
             Ok(None) => tracing::error!(%db, error = cause, "lost the HALT lock; nothing was written since"),
             Ok(Some(folder)) => {
-                self.metrics.set_aside();
                 tracing::error!(
                     %db, error = cause, folder = %folder.display(),
                     "the primary does not take what was written under the HALT lock: set aside"

@@ -75,7 +75,7 @@ pub(crate) enum Pipe {
 }
 
 impl Input {
-    fn reader(self) -> InputReader {
+    pub(super) fn reader(self) -> InputReader {
         match self {
             Self::Memory { chunks, _budget } => InputReader {
                 chunks: chunks.into_iter(),
@@ -95,7 +95,7 @@ impl Input {
     }
 }
 
-struct InputReader {
+pub(super) struct InputReader {
     chunks: std::vec::IntoIter<Bytes>,
     now: Bytes,
     rest: Option<mpsc::Receiver<Pipe>>,
@@ -266,7 +266,6 @@ impl LaneParts {
                 .set_aside_after(Pos::ZERO)
                 .map_err(|error| format!("set aside a database the primary does not know: {error}"))?;
             tracing::warn!(db = %name, folder = %folder.display(), "the primary does not know this database: set aside");
-            self.metrics.set_aside();
         }
         db.drop_local().map_err(|error| format!("drop the database: {error}"))
     }

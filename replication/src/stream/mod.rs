@@ -12,6 +12,7 @@
 pub(crate) mod lanes;
 pub(crate) mod producer;
 pub(crate) mod receiver;
+mod rejoin;
 pub(crate) mod sender;
 pub(crate) mod subscribers;
 

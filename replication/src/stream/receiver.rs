@@ -1,6 +1,6 @@
 //! The replica's side: follows a primary until its stream ends.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use http::Method;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use litefs::ltx::{HEADER_BYTES, Header};
-use litefs::{DbName, Store};
+use litefs::{DbName, Pos, Store};
 use litefs_lease::{LeaseId, PrimaryInfo};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
@@ -25,9 +25,9 @@ const MEMORY_FILE_BYTES_MAX: usize = 1 << 20;
 /// Bytes of collected files that wait for being applied, of all databases together.
 const MEMORY_BYTES_MAX: usize = 16 << 20;
 /// Chunks (of at most 64 KiB) between the stream and the engine, for a large file.
-const PIPE_CHUNKS_MAX: usize = 16;
+pub(super) const PIPE_CHUNKS_MAX: usize = 16;
 /// How long a primary may take for the head of its answer.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// Follows primaries, one at a time.
 pub(crate) struct Receiver {
@@ -115,17 +115,18 @@ impl Receiver {
     }
 
     async fn open(&self, primary: &PrimaryInfo) -> Result<Incoming, String> {
-        let store = self.store.clone();
-        let mut positions = tokio::task::spawn_blocking(move || store.positions()).await.map_err(|e| e.to_string())?;
-        let mut path = "/stream".to_owned();
-        if !self.filter.is_empty() {
-            positions.retain(|name, _| self.filter.contains(name));
-            let names: Vec<_> = self.filter.iter().map(|name| query_escape(name.as_str())).collect();
-            path = format!("/stream?filter={}", names.join(","));
-        }
         let mut peer = Peer::connect(&primary.advertise_url, self.store.node_id(), self.store.cluster_id())
             .await
             .map_err(|error| error.to_string())?;
+        let mut positions = self.positions().await?;
+        if self.rejoin(&mut peer, &positions).await? {
+            positions = self.positions().await?;
+        }
+        let mut path = "/stream".to_owned();
+        if !self.filter.is_empty() {
+            let names: Vec<_> = self.filter.iter().map(|name| query_escape(name.as_str())).collect();
+            path = format!("/stream?filter={}", names.join(","));
+        }
         let body = full(encode_position_map(&positions));
         let response =
             peer.send(Method::POST, &path, body, ANSWER_MAX).await.map_err(|error| format!("stream: {error}"))?;
@@ -136,8 +137,18 @@ impl Receiver {
         Ok(response.into_body())
     }
 
+    /// The positions of the databases that are followed.
+    async fn positions(&self) -> Result<BTreeMap<DbName, Pos>, String> {
+        let store = self.store.clone();
+        let mut positions = tokio::task::spawn_blocking(move || store.positions()).await.map_err(|e| e.to_string())?;
+        if !self.filter.is_empty() {
+            positions.retain(|name, _| self.filter.contains(name));
+        }
+        Ok(positions)
+    }
+
     /// Never takes data from another cluster; joins the primary's cluster when this node belongs to none.
-    async fn check_cluster(&self, theirs: &str) -> Result<(), String> {
+    pub(super) async fn check_cluster(&self, theirs: &str) -> Result<(), String> {
         match self.store.cluster_id() {
             Some(ours) if ours == theirs => Ok(()),
             Some(ours) => Err(format!(

@@ -63,6 +63,11 @@ async fn stream(
     answer: Arc<Answer>,
     request: Request<Incoming>,
 ) -> Result<Response<http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>>, Infallible> {
+    if request.uri().path() != "/stream" {
+        // As LiteFS answers what it does not know.
+        let answer = Response::builder().status(404);
+        return Ok(answer.body(http_body_util::Empty::new().boxed_unsync()).expect("a response"));
+    }
     let body = request.into_body().collect().await.expect("a position map").to_bytes();
     let positions = decode_position_map(&body).expect("a position map");
     let number = asked.lock().len();

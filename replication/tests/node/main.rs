@@ -9,4 +9,5 @@ mod golden;
 mod halt;
 mod harness;
 mod promotion;
+mod rejoin;
 mod streams;

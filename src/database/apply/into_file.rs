@@ -123,9 +123,7 @@ impl Database {
     /// Everything before the first page: the record is in the log, durably, and nothing old can be played into the file.
     fn begin_in_file(&self, alone: &Alone, record: &mut Incoming, logged: Logged) -> Result<(), ApplyError> {
         let mut state = self.capture.lock();
-        if logged == Logged::No && !record.header.is_snapshot() && state.pos != record.header.pre() {
-            return Err(ApplyError::WrongPosition { expected: record.header.pre(), actual: state.pos });
-        }
+        Self::check_position(&state, record, logged)?;
         self.log_record(record, logged, true)?;
         self.forget_late_commits()?;
         if self.files.exists(FileKind::Journal) {

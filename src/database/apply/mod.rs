@@ -15,6 +15,7 @@ mod import;
 mod incoming;
 mod into_file;
 mod received;
+mod rejoin;
 #[cfg(test)]
 mod tests;
 mod through_wal;
@@ -43,6 +44,8 @@ enum Logged {
     No,
     /// A crash or an error kept it from the files.
     Yes,
+    /// No; it takes the place of the log's end, which led to this position ([`rejoin`]).
+    InsteadOf(Pos),
 }
 
 impl Database {
@@ -116,10 +119,16 @@ impl Database {
         if !record.header.is_snapshot() && record.header.pre() != actual {
             return Err(ApplyError::WrongPosition { expected: record.header.pre(), actual });
         }
-        if record.header.is_snapshot() {
-            self.keep_diverged_tail(record)?;
+        if !record.header.is_snapshot() {
+            return self.apply_verified(record, Logged::No);
         }
-        self.apply_verified(record, Logged::No)
+        let had_history = actual.is_zero() && self.capture.lock().page_size != 0;
+        let is_resync = self.keep_diverged_tail(record)? || had_history;
+        let pos = self.apply_verified(record, Logged::No)?;
+        if is_resync {
+            self.shared.metrics.resynced_by_snapshot();
+        }
+        Ok(pos)
     }
 
     /// Brings the files to the end of the log, when an earlier call failed in between. The caller holds [`Self::action`].
@@ -156,12 +165,27 @@ impl Database {
         }
     }
 
+    /// Checks under the capture lock that a record which is not in the log yet still goes on from where we are.
+    fn check_position(state: &CaptureState, record: &Incoming, logged: Logged) -> Result<(), ApplyError> {
+        let expected = match logged {
+            Logged::No if !record.header.is_snapshot() => record.header.pre(),
+            Logged::InsteadOf(ours) => ours,
+            Logged::No | Logged::Yes => return Ok(()),
+        };
+        if state.pos == expected { Ok(()) } else { Err(ApplyError::WrongPosition { expected, actual: state.pos }) }
+    }
+
     /// Puts the record into the log, unless it is there.
-    fn log_record(&self, record: &mut Incoming, logged: Logged, durable: bool) -> io::Result<()> {
-        if logged == Logged::No {
-            record.append_to(&self.log)?;
+    fn log_record(&self, record: &mut Incoming, logged: Logged, durable: bool) -> Result<(), ApplyError> {
+        match logged {
+            Logged::No => record.append_to(&self.log)?,
+            Logged::Yes => {}
+            Logged::InsteadOf(_) => self.replace_log_end(record)?,
         }
-        if durable { self.log.sync() } else { Ok(()) }
+        if durable {
+            self.log.sync()?;
+        }
+        Ok(())
     }
 
     /// The record is applied: advances the position.

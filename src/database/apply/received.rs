@@ -46,20 +46,20 @@ impl Database {
         }
     }
 
-    /// Before a snapshot replaces our history: what the primary does not have goes to `lost+found`.
-    pub(super) fn keep_diverged_tail(&self, record: &Incoming) -> Result<(), ApplyError> {
+    /// Before a snapshot replaces our history: what the primary does not have goes to `lost+found`. Whether there was any.
+    pub(super) fn keep_diverged_tail(&self, record: &Incoming) -> Result<bool, ApplyError> {
         if matches!(self.health(), Health::Broken(_)) {
             let folder = self.keep_files_aside().map_err(|error| ApplyError::SetAside(error.to_string()))?;
             tracing::warn!(
                 database = %self.name, folder = %folder.display(),
                 "the files of the broken database were kept aside before a snapshot replaces them"
             );
-            return Ok(());
+            return Ok(true);
         }
         let (ours, theirs) = (self.pos(), record.post());
         let received = self.received_pos();
         if ours.is_zero() || (ours == received && ours.txid < theirs.txid) {
-            return Ok(());
+            return Ok(false);
         }
         let begins = self.log.first_pos().unwrap_or(Pos::ZERO);
         let is_ours_from = if received == ours || !self.log.contains(received)? { begins } else { received };
@@ -68,6 +68,6 @@ impl Database {
             database = %self.name, %ours, %theirs, from = %is_ours_from, folder = %folder.display(),
             "our history may not be the primary's; it was set aside before the primary's snapshot replaces it"
         );
-        Ok(())
+        Ok(true)
     }
 }

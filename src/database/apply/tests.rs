@@ -3,6 +3,8 @@
 //! Clients live in this process, and closing any descriptor of a file drops a process's POSIX locks on it: so files that
 //! clients have open are read through the engine's own descriptors only.
 
+mod rejoin;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,7 +21,7 @@ use crate::{Checksum, DbName, Layout, PlainDirectory, Pos, Txid};
 const WAIT: Duration = Duration::from_secs(60);
 
 struct Node {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     store: Arc<Store>,
     db: Arc<Database>,
     path: PathBuf,
@@ -46,7 +48,7 @@ fn node(mode: Mode) -> Node {
     store.set_mode(mode, WAIT).unwrap();
     let db = store.create(&"app.db".parse::<DbName>().unwrap()).unwrap();
     let path = db.files.path(FileKind::Database);
-    Node { _dir: dir, store, db, path }
+    Node { dir, store, db, path }
 }
 
 /// A primary's connection in WAL mode, with the engine attached.

@@ -60,9 +60,7 @@ impl Database {
         self.repair_header(shm, &wal, &state)?;
         // A client may have committed just before the fence closed.
         self.capture_barrier(&mut state)?;
-        if logged == Logged::No && !record.header.is_snapshot() && state.pos != record.header.pre() {
-            return Err(ApplyError::WrongPosition { expected: record.header.pre(), actual: state.pos });
-        }
+        Self::check_position(&state, record, logged)?;
         let header = shm.index.read_header()?.ok_or_else(unreadable)?;
         let header = wal_writer::restart_if_done(&shm.index, &shm.link.action, header)?;
         self.log_record(record, logged, false)?;

@@ -116,6 +116,14 @@ impl Log {
         if self.first_pos() == Some(pos) {
             return Ok(true);
         }
+        self.ends_at(pos)
+    }
+
+    /// Whether a record ends exactly at this position: then the log can be cut after it.
+    ///
+    /// # Errors
+    /// An index cannot be read.
+    pub fn ends_at(&self, pos: Pos) -> io::Result<bool> {
         Ok(self.entry(pos.txid)?.is_some_and(|(entry, _)| entry.post() == pos))
     }
 

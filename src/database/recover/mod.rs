@@ -198,9 +198,12 @@ impl Database {
             self.settle(state, found, target, checksums, at);
             self.go_forward(state, found, at);
             self.finish_wal(state, found, 0);
-            return Ok(());
+            return self.forget_rejoin();
         }
-        if self.record_rest_of_wal(state, found, target)? {
+        if self.rejoining() == Some(target) {
+            return self.finish_rejoin(state, found, header, target);
+        }
+        if !self.log_is_ahead(found, named)? && self.record_rest_of_wal(state, found, target)? {
             return Ok(());
         }
         if let Some(redo) = self.plan_redo(found, header, target, named)? {
@@ -223,6 +226,31 @@ impl Database {
              `litefs repair`"
         ));
         Ok(())
+    }
+
+    /// Whether the log's end is a record from a primary that has not reached the files, all of which are at a position before
+    /// it. (A record of a commit in this WAL names it.)
+    fn log_is_ahead(&self, found: &Found, named: Option<usize>) -> io::Result<bool> {
+        Ok(named.is_none() && self.log.find_checksum(found.commits[found.last()].checksum)?.is_some())
+    }
+
+    /// Our own transactions were being given up for the log's last record: the files have those (which are set aside), or half of
+    /// the record. Both end by applying it; nothing that is found may be recorded.
+    fn finish_rejoin(&self, state: &mut CaptureState, found: &Found, header: &Header, target: Pos) -> io::Result<()> {
+        let planned = self.plan_redo_from(header.pre(), found, header, target, None)?;
+        let Some(redo) = planned.filter(|redo| redo.at == found.last()) else {
+            self.set_broken(format!(
+                "a resync to {target} was interrupted and its record does not fit the files; let a primary replace it"
+            ));
+            return Ok(());
+        };
+        self.redo(found, header, &redo)?;
+        self.forget_late_commits()?;
+        tracing::warn!(database = %self.name, pos = %target, "finished a resync that was interrupted");
+        let at = redo.at;
+        self.settle(state, found, target, redo.checksums, at);
+        self.finish_wal(state, found, found.commits[at].frame);
+        self.forget_rejoin()
     }
 
     /// The files do not show the log's end, but the log can bring them there.

@@ -36,6 +36,18 @@ impl Database {
         named: Option<usize>,
     ) -> io::Result<Option<Redo>> {
         let Some(from) = self.redo_start(found)? else { return Ok(None) };
+        self.plan_redo_from(from, found, header, target, named)
+    }
+
+    /// As [`Self::plan_redo`], with the records after `from`.
+    pub(super) fn plan_redo_from(
+        &self,
+        from: Pos,
+        found: &Found,
+        header: &Header,
+        target: Pos,
+        named: Option<usize>,
+    ) -> io::Result<Option<Redo>> {
         let mut tried = Vec::new();
         // Where the WAL is known to be captured to; all of it (the log is ahead); none of it (it is newer than the log).
         for at in [named.unwrap_or(found.last()), found.last(), 0] {

@@ -13,6 +13,8 @@ pub const LABELS: &[&str] = &[
     "lost_and_found.write",
     "received.create",
     "received.write",
+    "rejoin.forget",
+    "rejoin.mark",
     "wal.append",
     "wal.create",
     "wal.header",
@@ -30,6 +32,11 @@ const SHARED: &[&str] = &[
     "log.sync",
     "wal.sync",
 ];
+
+/// Whether only a node with transactions of its own gets to it.
+fn gives_up(label: &str) -> bool {
+    label.starts_with("lost_and_found") || label.starts_with("rejoin")
+}
 
 /// A primary with tables, and a replica that can fail.
 struct Pair {
@@ -72,7 +79,7 @@ impl Pair {
 fn a_replica_catches_up_when_the_cause_is_gone() {
     let mut pair = Pair::start();
     pair.replica.start();
-    for label in LABELS.iter().filter(|label| !label.starts_with("lost_and_found")).chain(SHARED) {
+    for label in LABELS.iter().filter(|label| !gives_up(label)).chain(SHARED) {
         for what in errors(label).into_iter().chain(["kill:1".to_owned()]) {
             let what = format!("{label}:{what}");
             // The position file is opened once per start.
@@ -95,10 +102,14 @@ fn a_replica_catches_up_when_the_cause_is_gone() {
 
 #[test]
 fn what_a_node_must_give_up_is_kept_whatever_fails() {
-    for label in LABELS.iter().filter(|label| label.starts_with("lost_and_found")) {
+    for label in LABELS.iter().filter(|label| gives_up(label)).chain(&["database.write"]) {
         for what in errors(label).into_iter().chain(["kill:1".to_owned()]) {
             let what = format!("{label}:{what}");
             let mut pair = Pair::start();
+            // So large that a record is worth it.
+            let fill = "WITH RECURSIVE n(i) AS (SELECT 1000 UNION ALL SELECT i + 1 FROM n WHERE i < 1300)
+                        INSERT INTO r SELECT i, randomblob(1000) FROM n; DELETE FROM r WHERE n = 1100";
+            cli(&pair.primary.db("d.db"), fill).expect("fill");
             pair.replica.start();
             pair.replica.node.wait_same_pos(&pair.primary, "d.db");
             // It was a primary of its own for a while.
@@ -118,6 +129,8 @@ fn what_a_node_must_give_up_is_kept_whatever_fails() {
                 pair.replica.clear();
             }
             pair.replica.node.wait_same_pos(&pair.primary, "d.db");
+            let export = |node: &Node| node.get("/export?name=d.db").expect("export").body;
+            assert!(export(&pair.replica.node) == export(&pair.primary), "{what}");
             let kept = pair.replica.node.data().join("lost+found/d.db");
             let whole = std::fs::read_dir(kept).expect("kept").flatten().any(|entry| {
                 !entry.file_name().to_string_lossy().starts_with('.')
