@@ -13,7 +13,7 @@ mod tests;
 pub use decoder::{Item, StreamDecoder};
 pub use frame::{CHUNK_BYTES, CHUNK_BYTES_MAX, Frame, LEASE_ID_BYTES_MAX, end_ltx, put_chunks};
 pub use position_map::{POSITION_MAP_BYTES_MAX, decode_position_map, encode_position_map};
-pub use tail::{TAIL_BYTES_MAX, decode_tail, encode_tail};
+pub use tail::{decode_tail, encode_tail};
 
 use litefs::NameError;
 use thiserror::Error;

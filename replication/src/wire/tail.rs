@@ -6,8 +6,8 @@ use litefs::{Checksum, Pos, Txid};
 
 use super::WireError;
 
-/// The longest encoded tail.
-pub const TAIL_BYTES_MAX: usize = 12 + TAIL_STEPS_MAX * 20 + TAIL_PAGES_MAX * 4;
+// The longest encoded tail is read as a position map is: with that bound.
+const _: () = assert!(12 + TAIL_STEPS_MAX * 20 + TAIL_PAGES_MAX * 4 <= super::POSITION_MAP_BYTES_MAX);
 
 /// `page_size u32, page_count u32, steps u32`, then per record, the newest first, the position before it as `txid u64, checksum
 /// u64`, and `count u32, pgno u32…`.
