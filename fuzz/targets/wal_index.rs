@@ -10,7 +10,7 @@ fuzz_target!(|data: &[u8]| {
     // A whole segment, as every client makes it; the fuzzer's bytes are its beginning.
     let mut bytes = data.to_vec();
     bytes.resize(bytes.len().next_multiple_of(32_768).max(32_768), 0);
-    let index = WalIndex::new(memory::file(&bytes));
+    let index = WalIndex::new(memory::file(&bytes), memory::file(&bytes));
     let _ = index.checkpoint_info();
     let header = index.read_header().expect("memory can be mapped");
     let last = header.map_or(4096, |header| header.mx_frame);

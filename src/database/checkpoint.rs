@@ -29,8 +29,11 @@ const GAP_WAIT: Duration = Duration::from_millis(3);
 /// The same once the WAL has grown to this many frames.
 const GAP_WAIT_LARGE: Duration = Duration::from_millis(15);
 const LARGE_WAL_FRAMES: u32 = 8 * CHECKPOINT_FRAMES;
-/// Transactions are kept out for the last few frames only: SQLite gives up after 10 s.
-const GAP_FRAMES_MAX: u32 = 256;
+/// Transactions are kept out for the last few frames only: they wait meanwhile, and SQLite gives up after 10 s. The larger the WAL
+/// has grown under writers that never pause, the longer a wait it is worth: this share of its frames, within the bounds.
+const GAP_SHARE: u32 = 4;
+const GAP_FRAMES_MIN: u32 = 256;
+const GAP_BYTES_MAX: u32 = 64 << 20;
 /// Nor on a machine where a pass (with its syncs) takes longer than this.
 const PASS_TIME_MAX: Duration = Duration::from_secs(1);
 /// Passes to come close enough to the writer.
@@ -72,14 +75,15 @@ impl Database {
             let done = self.checkpoint_once()?;
             let slow = start.elapsed() > PASS_TIME_MAX;
             let Some(shm) = self.shm() else { return Ok(done) };
-            if done != Checkpointed::Partial || slow || self.is_fenced() {
+            if done != Checkpointed::Partial || self.is_fenced() {
                 return Ok(done);
             }
-            if how_many_left(&shm)? > GAP_FRAMES_MAX {
+            // The next pass has less to do: only what came during this one.
+            if slow || !is_near_the_end(&shm)? {
                 continue;
             }
             let Some(_gap) = wait_for_gap(&shm)? else { return Ok(done) };
-            if how_many_left(&shm)? <= GAP_FRAMES_MAX {
+            if is_near_the_end(&shm)? {
                 return self.checkpoint_pass(Readers::KeptOut);
             }
         }
@@ -202,6 +206,13 @@ impl Database {
 fn how_many_left(shm: &ShmLink) -> io::Result<u32> {
     let (header, info) = (shm.index.read_header()?, shm.index.checkpoint_info()?);
     Ok(header.zip(info).map_or(u32::MAX, |(header, info)| header.mx_frame.saturating_sub(info.backfill)))
+}
+
+/// Whether so little is left that transactions may be kept out for it.
+fn is_near_the_end(shm: &ShmLink) -> io::Result<bool> {
+    let Some(header) = shm.index.read_header()? else { return Ok(false) };
+    let most = (GAP_BYTES_MAX / header.page_size.max(1)).max(GAP_FRAMES_MIN);
+    Ok(how_many_left(shm)? <= (header.mx_frame / GAP_SHARE).clamp(GAP_FRAMES_MIN, most))
 }
 
 /// Whether the checkpoint has caught up with the writers of this instant.

@@ -26,6 +26,11 @@ impl Database {
         let captured = state.pos != before;
         drop(state);
         self.note_outcome("capture", result.as_ref().err());
+        if captured && self.shm().is_some_and(|shm| !shm.owns_checkpoints()) {
+            // At once: from their 1000th frame on clients take it by turns, and hardly let go of it under load.
+            let tended = self.tend_checkpoint_lock();
+            self.note_outcome("tend the checkpoint lock", tended.as_ref().err());
+        }
         captured
     }
 
