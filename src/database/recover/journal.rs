@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 
 use crate::database::Database;
+use crate::database::rollback::counter::is_counter;
 use crate::kernel::FileKind;
 use crate::os;
 use crate::sqlite::journal::{Journal, is_hot};
@@ -41,6 +42,10 @@ pub(super) fn roll_back(database: &Database) -> io::Result<RolledBack> {
         && let Some(journal) = Journal::open(&file)?
     {
         let (page_size, pages) = (journal.header().page_size, journal.header().initial_pages);
+        if undoes_anything(&journal, &target)? {
+            // The transaction's writes reached us, so what was committed before it is recorded, and perhaps it as well.
+            database.forget_late_commits()?;
+        }
         let mut count = 0_u32;
         journal.play_back(|pgno, page| {
             count += 1;
@@ -55,4 +60,22 @@ pub(super) fn roll_back(database: &Database) -> io::Result<RolledBack> {
     }
     finish(database)?;
     Ok(RolledBack::Done)
+}
+
+/// Whether the file is not what the journal says it was. (Counters do not count: an EXCLUSIVE client's are its own,
+/// see `rollback::counter`.)
+fn undoes_anything(journal: &Journal<'_>, file: &File) -> io::Result<bool> {
+    let (page_size, pages) = (journal.header().page_size, journal.header().initial_pages);
+    if file.metadata()?.len() != u64::from(pages) * u64::from(page_size) {
+        return Ok(true);
+    }
+    let mut differs = false;
+    let mut now = vec![0; page_size as usize];
+    journal.play_back(|pgno, page| {
+        os::read_or_zero_at(file, &mut now, page_offset(pgno, page_size))?;
+        let bytes = page.iter().zip(&now).enumerate();
+        differs |= bytes.filter(|(at, _)| pgno != 1 || !is_counter(*at)).any(|(_, (before, now))| before != now);
+        Ok(())
+    })?;
+    Ok(differs)
 }

@@ -33,6 +33,8 @@ mod format_tests;
 #[cfg(test)]
 mod golden_tests;
 #[cfg(test)]
+mod late_tests;
+#[cfg(test)]
 mod seal_tests;
 #[cfg(test)]
 mod tests;

@@ -19,6 +19,11 @@ const COUNTER_OFFSET: u64 = 24;
 /// The counter's value for which the size in page 1 is valid.
 const VALID_FOR_OFFSET: u64 = 92;
 
+/// Whether the byte `at` of page 1 belongs to the counter, or to the counter for which the size is valid.
+pub(crate) fn is_counter(at: usize) -> bool {
+    [COUNTER_OFFSET, VALID_FOR_OFFSET].iter().any(|offset| (*offset..offset + 4).contains(&(at as u64)))
+}
+
 /// What was in page 1 before the engine incremented the counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Advanced {

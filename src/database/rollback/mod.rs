@@ -7,7 +7,7 @@
 //!
 //! Without a journal (MEMORY, OFF, `cp`) the end is seen otherwise, see [`unjournaled`].
 
-mod counter;
+pub(super) mod counter;
 mod dirty;
 mod hooks;
 mod late;
