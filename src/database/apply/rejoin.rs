@@ -81,7 +81,7 @@ impl Database {
         os::sync_data("rejoin.mark", &mark)?;
         os::sync_dir("rejoin.mark", self.files.dir())?;
         self.log.truncate_after(from.txid)?;
-        Incoming::append_all(std::slice::from_mut(record), &self.log)?;
+        record.append_to(&self.log)?;
         Ok(self.log.sync()?)
     }
 

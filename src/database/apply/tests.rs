@@ -20,10 +20,10 @@ use crate::{Checksum, DbName, Layout, PlainDirectory, Pos, Txid};
 /// More than anything here takes on a loaded machine.
 const WAIT: Duration = Duration::from_secs(60);
 
-pub(super) struct Node {
+struct Node {
     dir: tempfile::TempDir,
-    pub(super) store: Arc<Store>,
-    pub(super) db: Arc<Database>,
+    store: Arc<Store>,
+    db: Arc<Database>,
     path: PathBuf,
 }
 
@@ -33,7 +33,7 @@ impl Drop for Node {
     }
 }
 
-pub(super) fn node(mode: Mode) -> Node {
+fn node(mode: Mode) -> Node {
     let dir = tempfile::tempdir().unwrap();
     let config = StoreConfig {
         data_dir: dir.path().to_owned(),
@@ -52,7 +52,7 @@ pub(super) fn node(mode: Mode) -> Node {
 }
 
 /// A primary's connection in WAL mode, with the engine attached.
-pub(super) fn writer(node: &Node, page_size: u32) -> Connection {
+fn writer(node: &Node, page_size: u32) -> Connection {
     let connection = Connection::open(&node.path).unwrap();
     connection
         .execute_batch(&format!(
@@ -66,21 +66,21 @@ pub(super) fn writer(node: &Node, page_size: u32) -> Connection {
     connection
 }
 
-pub(super) fn reader(node: &Node) -> Connection {
+fn reader(node: &Node) -> Connection {
     let connection = Connection::open(&node.path).unwrap();
     connection.busy_timeout(WAIT).unwrap();
     connection
 }
 
-pub(super) fn count(connection: &Connection) -> i64 {
+fn count(connection: &Connection) -> i64 {
     connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap()
 }
 
-pub(super) fn integrity(connection: &Connection) -> String {
+fn integrity(connection: &Connection) -> String {
     connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap()
 }
 
-pub(super) fn bytes(record: &Record) -> Vec<u8> {
+fn bytes(record: &Record) -> Vec<u8> {
     match &record.body {
         RecordBody::Memory(bytes) => bytes.to_vec(),
         RecordBody::File { file, offset, len } => {
@@ -92,12 +92,12 @@ pub(super) fn bytes(record: &Record) -> Vec<u8> {
     }
 }
 
-pub(super) fn records_after(primary: &Database, pos: Pos) -> Vec<Record> {
+fn records_after(primary: &Database, pos: Pos) -> Vec<Record> {
     primary.position_now().unwrap();
     primary.log.after(pos).unwrap().expect("the log reaches back").map(Result::unwrap).collect()
 }
 
-pub(super) fn ship(primary: &Node, replica: &Node) {
+fn ship(primary: &Node, replica: &Node) {
     for record in records_after(&primary.db, replica.db.pos()) {
         let pos = replica.db.apply(&mut bytes(&record).as_slice()).unwrap();
         assert_eq!(pos, record.post);
@@ -106,7 +106,7 @@ pub(super) fn ship(primary: &Node, replica: &Node) {
 }
 
 /// The database as its file and WAL say, through a copy that SQLite recovers.
-pub(super) fn image(node: &Node) -> Vec<u8> {
+fn image(node: &Node) -> Vec<u8> {
     use std::os::unix::fs::FileExt;
     let copy = tempfile::tempdir().unwrap();
     let read = |file: &std::fs::File| {
