@@ -63,7 +63,9 @@ pub trait Kernel: Send + Sync {
     /// When the kernel refuses; the caller then invalidates.
     fn store(&self, db: &DbName, offset: u64, data: &[u8]) -> io::Result<()>;
 
-    /// Drops cached pages and attributes of a file from `offset` on (after the engine shrank or replaced it).
+    /// Drops cached pages and attributes of a file from `offset` on, after the engine shrank or replaced it, and after it made it longer:
+    /// an answer about the length from before, still on its way to the kernel, is then not believed. (A [`Self::store`] alone does not
+    /// see to that where the kernel still takes the file for longer than its end, because it was cut before.)
     fn invalidate(&self, db: &DbName, kind: FileKind, offset: u64);
 
     /// Drops `len` cached bytes of the database file from `offset` on, soon: only queued, so that it may be called from a hook and

@@ -154,7 +154,12 @@ impl Database {
         }
         pages.sort_unstable_by_key(|(pgno, frame)| (*pgno, u32::MAX - *frame));
         pages.dedup_by_key(|(pgno, _)| *pgno);
+        let before = database.metadata()?.len();
         self.write_pages(&wal, &database, header.page_size, &pages)?;
+        let now = database.metadata()?.len();
+        if let Some(kernel) = self.shared.kernel().filter(|_| now != before) {
+            kernel.invalidate(&self.name, FileKind::Database, now);
+        }
         // Only while nobody has committed behind us: a later transaction may have grown the database again.
         let size = u64::from(header.page_count) * u64::from(header.page_size);
         if shm.index.read_header()?.is_some_and(|now| now == *header)

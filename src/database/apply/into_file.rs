@@ -194,7 +194,8 @@ impl Database {
         os::sync_data("database.sync", &file)
     }
 
-    /// Drops from the kernel's cache what was cut off and, unless the pages were pushed to it, all it holds of the file.
+    /// Drops from the kernel's cache what was cut off, the old length ([`Kernel::invalidate`]) and, unless the pages were pushed to
+    /// it, all it holds of the file.
     fn drop_from_cache(
         &self,
         kernel: &dyn Kernel,
@@ -203,7 +204,7 @@ impl Database {
         len: u64,
         is_pushed: bool,
     ) -> io::Result<()> {
-        if is_pushed && before > len {
+        if is_pushed && before != len {
             kernel.invalidate(&self.name, FileKind::Database, len);
         } else if !is_pushed {
             // The last byte is stored: that way the kernel learns of a new end, and never by invalidating.
