@@ -132,31 +132,39 @@ impl Database {
         if self.is_fenced() || locks::holder(&shm.link.fence, locks::DMS, LockKind::Exclusive)?.is_some() {
             return Ok(());
         }
-        let Some(header) = shm.index.read_header()? else { return Ok(()) };
-        let wal = self.files.wal()?;
-        let relation = match &wal {
-            Some(wal) => index_relation(&header, wal)?,
-            None if header.mx_frame == 0 => IndexRelation::Describes,
-            None => IndexRelation::Stale,
-        };
-        match (relation, &wal) {
-            (IndexRelation::Describes, _) => Ok(()),
-            (IndexRelation::Restarted, Some(wal)) if !frame_follows(wal, &self.capture.lock())? => Ok(()),
-            (IndexRelation::Behind, Some(wal)) => self.continue_index(shm, wal),
-            _ => invalidate_stale(shm),
+        if self.relation_to_wal(shm)? == IndexRelation::Describes {
+            return Ok(());
         }
-    }
-
-    /// Enters the whole transactions that lie behind the index's last frame, as their writer was about to do when it was killed.
-    fn continue_index(&self, shm: &ShmLink, wal: &File) -> io::Result<()> {
         let Some(kernel) = self.shared.kernel() else { return Ok(()) };
         // A descriptor of its own: this is a hook, the other two belong to actions and the fence.
         let file = Arc::new(kernel.open(&self.name, FileKind::Shm)?);
         if os::known_ino(&file)? != os::known_ino(&shm.link.fence)? {
             return Ok(());
         }
-        // Somebody who writes now has seen to it.
+        // Somebody who writes now has seen to it; and what was read while somebody wrote need not fit together.
         let Some(_write) = LockGuard::try_new(&file, locks::WRITE, LockKind::Exclusive)? else { return Ok(()) };
+        match (self.relation_to_wal(shm)?, self.files.wal()?) {
+            (IndexRelation::Describes, _) => Ok(()),
+            (IndexRelation::Behind, Some(wal)) => self.continue_index(shm, &wal),
+            _ => invalidate_stale(shm),
+        }
+    }
+
+    /// What the index knows of the WAL; an unreadable one is its next user's business.
+    fn relation_to_wal(&self, shm: &ShmLink) -> io::Result<IndexRelation> {
+        let Some(header) = shm.index.read_header()? else { return Ok(IndexRelation::Describes) };
+        let Some(wal) = self.files.wal()? else {
+            return Ok(if header.mx_frame == 0 { IndexRelation::Describes } else { IndexRelation::Stale });
+        };
+        match index_relation(&header, &wal)? {
+            IndexRelation::Restarted if !frame_follows(&wal, &self.capture.lock())? => Ok(IndexRelation::Describes),
+            relation => Ok(relation),
+        }
+    }
+
+    /// Enters the whole transactions that lie behind the index's last frame, as their writer was about to do when it was killed.
+    /// The caller holds WRITE.
+    fn continue_index(&self, shm: &ShmLink, wal: &File) -> io::Result<()> {
         let (Some(index), Some(header)) = (shm.index.read_header()?, WalHeader::read(wal)?) else { return Ok(()) };
         if header.salt != index.salt {
             return Ok(());
@@ -307,7 +315,7 @@ fn is_unchanged(wal: &File, header: &WalHeader, at: &Generation) -> io::Result<b
 }
 
 /// Whether a frame of the WAL's generation lies behind the last captured one. A cheap "no" for the ordinary case.
-fn frame_follows(wal: &File, state: &CaptureState) -> io::Result<bool> {
+pub(super) fn frame_follows(wal: &File, state: &CaptureState) -> io::Result<bool> {
     let Some(header) = WalHeader::read(wal)? else { return Ok(false) };
     let captured = generation(state, &header).map_or(0, |generation| generation.frame);
     let mut bytes = [0; FRAME_HEADER_LEN];

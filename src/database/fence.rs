@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::barrier::Ends;
-use super::links::{Link, ShmLink};
+use super::links::{Link, ShmLink, Writing};
 use super::rollback::Moment;
 use super::{CaptureState, Database};
 use crate::kernel::FileKind;
@@ -20,6 +20,7 @@ use crate::{Layout, Pos};
 
 /// How long opening the shm waits for WRITE: nobody else can hold it for long while the fence is closed.
 const NEW_SHM_WAIT: Duration = Duration::from_secs(2);
+const NEW_SHM_PAUSE: Duration = Duration::from_micros(200);
 /// How long ending local writes waits for a running transaction.
 const LOCAL_WRITES_WAIT: Duration = Duration::from_secs(10);
 
@@ -222,10 +223,15 @@ impl Database {
         }
     }
 
-    /// Whether the engine holds DMS: with the fence closed; and without a mount, as nothing else keeps clients from truncating
-    /// the shm under our mapping.
-    pub(crate) fn shares_shm(&self) -> bool {
-        self.shared.layout == Layout::Sqlite || self.fence.reasons.lock().closed()
+    /// Gives DMS back, unless the engine holds it for long: with the fence closed; and without a mount, as nothing else keeps clients
+    /// from truncating the shm under our mapping.
+    pub(crate) fn share_if_fenced(&self, shm: &ShmLink) -> io::Result<()> {
+        // Held on: whoever closes the fence meanwhile takes DMS by the same descriptor.
+        let reasons = self.fence.reasons.lock();
+        if self.shared.layout == Layout::Sqlite || reasons.closed() {
+            return Ok(());
+        }
+        shm.share(false)
     }
 
     /// Gives all fence locks back.
@@ -236,6 +242,7 @@ impl Database {
             (links.database.clone(), links.shm.clone())
         };
         if let Some(shm) = shm {
+            let _nobody_writes = shm.write_index();
             locks::unlock(&shm.link.fence, locks::WRITE)?;
             if self.shared.layout != Layout::Sqlite {
                 shm.share(false)?;
@@ -248,6 +255,16 @@ impl Database {
         Ok(())
     }
 
+    /// Ends an action's use of WRITE. What a closed fence, or one that is being closed, holds by the same descriptor stays.
+    pub(crate) fn give_write_back(&self, write: LockGuard) {
+        let reasons = self.fence.reasons.lock();
+        if reasons.closed() {
+            write.keep();
+        } else {
+            drop(write);
+        }
+    }
+
     /// The locks went with the inodes: a new file of that name is fenced when it is opened.
     pub(crate) fn fence_lost(&self) {
         self.fence.held.store(false, Ordering::Release);
@@ -258,23 +275,37 @@ impl Database {
     /// # Errors
     /// `TimedOut` when somebody keeps WRITE; rebuilding.
     pub(crate) fn fence_new_shm(&self, shm: &ShmLink) -> io::Result<()> {
-        if !self.fence.reasons.lock().closed() {
-            return Ok(());
+        let deadline = Instant::now() + NEW_SHM_WAIT;
+        loop {
+            {
+                // Held on until WRITE is ours: else it could be taken after an opening fence gave it back.
+                let reasons = self.fence.reasons.lock();
+                if !reasons.closed() {
+                    return Ok(());
+                }
+                // An opening fence waits until the index is written.
+                if let Some(writing) = shm.try_write_index()
+                    && locks::try_lock(&shm.link.fence, locks::WRITE, LockKind::Exclusive)?
+                {
+                    drop(reasons);
+                    return self.rebuild_if_unreadable(shm, &writing);
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(timed_out());
+            }
+            std::thread::sleep(NEW_SHM_PAUSE);
         }
-        if !locks::lock_within(&shm.link.fence, locks::WRITE, LockKind::Exclusive, NEW_SHM_WAIT)? {
-            return Err(timed_out());
-        }
-        if shm.index.read_header()?.is_none() {
-            self.rebuild_index(shm)?;
-        }
-        Ok(())
     }
 
     /// Rebuilds an index that is missing or damaged, as a client's recovery would. The caller holds WRITE on the fence.
     ///
     /// # Errors
     /// `WouldBlock` when others hold CKPT or RECOVER; reading the WAL, growing the index.
-    pub(crate) fn rebuild_index(&self, shm: &ShmLink) -> io::Result<()> {
+    pub(crate) fn rebuild_if_unreadable(&self, shm: &ShmLink, _writing: &Writing<'_>) -> io::Result<()> {
+        if shm.index.read_header()?.is_some() {
+            return Ok(());
+        }
         if !shm.take_checkpoints()? {
             return Err(io::Error::new(io::ErrorKind::WouldBlock, "a client holds the checkpoint lock"));
         }

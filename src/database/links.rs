@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::Database;
 use crate::kernel::{FileKind, Kernel};
@@ -29,6 +29,9 @@ const DMS_WAIT: Duration = Duration::from_secs(2);
 const TORN_WAIT: Duration = Duration::from_secs(4);
 /// The first segment of the wal-index; a shm at least this long never faults on its header.
 const SHM_LEN_MIN: u64 = 32 * 1024;
+
+/// Proof of being the only thread of the engine that writes this index.
+pub(crate) type Writing<'a> = MutexGuard<'a, ()>;
 
 /// One inode, opened twice.
 #[derive(Debug, Clone)]
@@ -59,6 +62,10 @@ pub(crate) struct ShmLink {
     pub(crate) index: WalIndex,
     /// Whether CKPT is held on `link.action`. Changed under [`super::Database::action`] or before the link is shared.
     ckpt: AtomicBool,
+    /// Held by the thread of the engine that writes the index by virtue of the fence's WRITE: to SQLite's locks all threads of the engine are one.
+    /// Taken after [`super::Database::action`] and the fence's reasons, before [`super::Database::capture`]; nobody who holds it waits for a
+    /// client.
+    writing: Mutex<()>,
     /// A header whose copies differ while somebody holds WRITE, and since when. A leaf lock.
     torn: Mutex<Option<(HeaderWords, Instant)>>,
 }
@@ -77,6 +84,16 @@ impl ShmLink {
             return Err(io::Error::new(io::ErrorKind::WouldBlock, "a client keeps the shared memory to itself"));
         }
         locks::unlock(&self.link.fence, locks::DMS)
+    }
+
+    /// Waits for other threads of the engine that write the index.
+    pub(crate) fn write_index(&self) -> Writing<'_> {
+        self.writing.lock()
+    }
+
+    /// As [`Self::write_index`], if no other is at it.
+    pub(crate) fn try_write_index(&self) -> Option<Writing<'_>> {
+        self.writing.try_lock()
     }
 
     /// Whether the engine owns CKPT.
@@ -198,7 +215,13 @@ impl Database {
         let kernel = self.shared.kernel().ok_or_else(no_kernel)?;
         let link = Link::open(&*kernel, self, FileKind::Shm)?;
         let index = WalIndex::new(link.fence.try_clone()?, backing);
-        let shm = Arc::new(ShmLink { link, index, ckpt: AtomicBool::new(false), torn: Mutex::default() });
+        let shm = Arc::new(ShmLink {
+            link,
+            index,
+            ckpt: AtomicBool::new(false),
+            writing: Mutex::default(),
+            torn: Mutex::default(),
+        });
         shm.share(true)?;
         let fresh = {
             let mut links = self.links.lock();
@@ -214,9 +237,7 @@ impl Database {
         if fresh.index.read_header()?.is_some() {
             fresh.take_checkpoints()?;
         }
-        if !self.shares_shm() {
-            fresh.share(false)?;
-        }
+        self.share_if_fenced(&fresh)?;
         Ok(fresh)
     }
 

@@ -54,7 +54,7 @@ impl Database {
             shm.take_checkpoints().map(|_| ())
         } else if self.is_fenced() {
             // Nobody else can rebuild it while we hold WRITE.
-            self.rebuild_index(&shm)
+            self.rebuild_if_unreadable(&shm, &shm.write_index())
         } else if shm.needs_recovery()? {
             shm.release_checkpoints()
         } else {

@@ -6,14 +6,15 @@
 mod rejoin;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use rusqlite::Connection;
 
 use crate::database::{ApplyError, Database, Record, RecordBody};
 use crate::kernel::FileKind;
+use crate::sqlite::wal_index::recover::before_publishing;
 use crate::store::{Mode, Store, StoreConfig};
 use crate::{Checksum, DbName, Layout, PlainDirectory, Pos, Txid};
 
@@ -212,6 +213,42 @@ fn a_record_with_a_false_checksum_is_refused_before_anything_changes() {
     assert!(matches!(error, ApplyError::Damaged(_)), "{error}");
     assert_eq!((replica.db.pos(), replica.db.log.last_pos()), (before, before));
     assert_eq!(count(&reader(&replica)), 1);
+}
+
+/// A client opens a wal-index that nobody has filled yet, on a replica, while a record is applied: both see that there is none.
+#[test]
+fn an_index_that_is_rebuilt_for_a_client_takes_no_applied_record_back() {
+    let (primary, replica) = (node(Mode::Primary), node(Mode::Replica));
+    let write = writer(&primary, 4096);
+    ship(&primary, &replica);
+    let read = reader(&replica);
+    assert_eq!(count(&read), 1);
+    write.execute_batch("INSERT INTO t VALUES(2, 'two')").unwrap();
+    let records = records_after(&primary.db, replica.db.pos());
+    let shm = replica.db.shm().unwrap();
+    shm.index.invalidate().unwrap();
+    let (has_read, is_applied) = (mpsc::channel(), mpsc::channel::<()>());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            before_publishing::set(move || {
+                has_read.0.send(()).unwrap();
+                // It waits for us, or else it would end within this time.
+                let _ = is_applied.1.recv_timeout(Duration::from_millis(500));
+            });
+            replica.db.fence_new_shm(&shm).unwrap();
+        });
+        has_read.1.recv_timeout(WAIT).unwrap();
+        for record in &records {
+            replica.db.apply(&mut bytes(record).as_slice()).unwrap();
+        }
+        let _ = is_applied.0.send(());
+    });
+    assert_eq!(count(&read), 2, "what was applied can be read");
+    write.execute_batch("INSERT INTO t VALUES(3, 'three')").unwrap();
+    ship(&primary, &replica);
+    assert_eq!(count(&read), 3);
+    assert_eq!(integrity(&read), "ok");
+    assert!(image(&primary) == image(&replica));
 }
 
 #[test]

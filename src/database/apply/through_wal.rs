@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use super::incoming::Incoming;
 use super::{Logged, wal_writer};
 use crate::Pos;
+use crate::database::barrier::frame_follows;
 use crate::database::checkpoint::{CHECKPOINT_FRAMES, Checkpointed};
-use crate::database::links::ShmLink;
+use crate::database::links::{ShmLink, Writing};
 use crate::database::wal_capture::Generation;
 use crate::database::{ApplyError, CaptureState, Database, PageSource};
 use crate::kernel::FileKind;
@@ -47,17 +48,18 @@ impl Database {
         let Some(write) = LockGuard::try_new(&shm.link.fence, locks::WRITE, LockKind::Exclusive)? else {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "a client is writing").into());
         };
-        // The fence holds it for longer; with an open one it is given back at the end.
-        let _write = if self.is_fenced() {
-            write.keep();
-            None
-        } else {
-            Some(write)
-        };
+        let result = self.apply_under_write(shm, record, logged);
+        self.give_write_back(write);
+        result
+    }
+
+    fn apply_under_write(&self, shm: &ShmLink, record: &mut Incoming, logged: Logged) -> Result<Pos, ApplyError> {
         self.drain_readers(shm)?;
+        // A client that opens the shm may have us look at the index, too.
+        let writing = shm.write_index();
         let mut state = self.capture.lock();
         let wal = self.wal_for_writing()?;
-        self.repair_header(shm, &wal, &state)?;
+        self.repair_header(shm, &wal, &state, &writing)?;
         // A client may have committed just before the fence closed.
         self.capture_barrier(&mut state)?;
         Self::check_position(&state, record, logged)?;
@@ -121,17 +123,23 @@ impl Database {
     }
 
     /// Writes a damaged wal-index header again from our copy, or rebuilds the index.
-    fn repair_header(&self, shm: &ShmLink, wal: &File, state: &CaptureState) -> io::Result<()> {
+    fn repair_header(&self, shm: &ShmLink, wal: &File, state: &CaptureState, writing: &Writing<'_>) -> io::Result<()> {
         if shm.index.read_header()?.is_some() {
             return Ok(());
         }
         let salt = WalHeader::read(wal)?.map(|header| header.salt);
         match &state.applied.header {
-            Some(copy) if Some(copy.salt) == salt && copy.mx_frame > 0 => {
+            // Not if clients have written since: this node may have been the primary.
+            Some(copy)
+                if Some(copy.salt) == salt
+                    && copy.mx_frame > 0
+                    && state.wal.current.ends_at(copy)
+                    && !frame_follows(wal, state)? =>
+            {
                 tracing::warn!(database = %self.name, "wal-index header damaged; writing it again");
                 shm.index.write_header(copy)
             }
-            _ => self.rebuild_index(shm),
+            _ => self.rebuild_if_unreadable(shm, writing),
         }
     }
 

@@ -195,7 +195,9 @@ impl WalIndex {
         for word in &first.words()[..2 * HEADER_WORDS] {
             word.store(0, Ordering::SeqCst);
         }
-        Ok(())
+        // As in a new one: the next WAL need not be the one of which frames are in the database file.
+        self.set_backfill(0)?;
+        self.set_backfill_attempted(0)
     }
 
     /// What checkpointers and readers share; `None` while the file has no first segment.

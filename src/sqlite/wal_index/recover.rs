@@ -39,9 +39,12 @@ impl WalIndex {
             frame_checksum: prefix.checksum,
             salt: prefix.header.salt,
         });
-        self.write_header(&header)?;
+        #[cfg(test)]
+        before_publishing::run();
+        // Before the header: what is in the database file of another WAL says nothing of this one.
         self.set_backfill(0)?;
         self.set_backfill_attempted(header.mx_frame)?;
+        self.write_header(&header)?;
         self.set_read_mark(0, 0)?;
         for mark in 1..READERS {
             if locks::try_lock(locks, locks::read(mark), LockKind::Exclusive)? {
@@ -92,4 +95,25 @@ fn valid_pages(wal: &File) -> io::Result<(Option<ValidPrefix>, Vec<u32>)> {
     }
     pages.truncate(prefix.mx_frame as usize);
     Ok((Some(prefix), pages))
+}
+
+/// What a test does at the moment at which a recovery has read the WAL and not published the index yet.
+#[cfg(test)]
+pub(crate) mod before_publishing {
+    use std::cell::Cell;
+
+    thread_local! {
+        static ACTION: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
+    }
+
+    /// Once, at this thread's next recovery.
+    pub(crate) fn set(action: impl FnOnce() + 'static) {
+        ACTION.set(Some(Box::new(action)));
+    }
+
+    pub(super) fn run() {
+        if let Some(action) = ACTION.take() {
+            action();
+        }
+    }
 }
