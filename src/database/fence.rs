@@ -313,7 +313,8 @@ impl Database {
             Some(wal) => wal,
             None => Arc::new(os::open_or_create("wal.create", &self.files.path(FileKind::Wal))?),
         };
-        shm.index.recover(&wal, &shm.link.action)?;
+        // By the fence's descriptor: what an action holds at the moment must not be given back with it.
+        shm.index.recover(&wal, &shm.link.fence)?;
         Ok(())
     }
 }
