@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every check of the project: formatting, lints, build, docs, unit, integration and end-to-end tests, faults on a cluster with and
+# Every check of the project: formatting, lints, fuzz targets, build, docs, unit, integration and end-to-end tests, faults on a cluster with and
 # without Docker, SQLite's own tests.
 #
 # Wants Debian (or a machine that has the packages below), root (FUSE mounts, passthrough) and Rust stable.
@@ -64,8 +64,8 @@ step() {
 
 install_packages() {
   local missing=() pair
-  for pair in sqlite3:sqlite3 fusermount3:fuse3 curl:curl python3:python3 cc:build-essential git:git ps:procps \
-    pkg-config:pkg-config ip:iproute2 nghttp:nghttp2-client; do
+  for pair in sqlite3:sqlite3 fusermount3:fuse3 curl:curl python3:python3 cc:build-essential c++:build-essential git:git \
+    ps:procps pkg-config:pkg-config ip:iproute2 nghttp:nghttp2-client; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
   done
   /usr/bin/python3 -c 'import websockets' || missing+=(python3-websockets)
@@ -101,6 +101,8 @@ step "packages" 600 bash -c install_packages || finish
 step "machine" 60 bash -c check_machine || finish
 step "fmt" 60 cargo fmt --all --check
 step "clippy" 900 cargo clippy --workspace --all-targets -- -D warnings
+# Not of the workspace; with its target folder, as most of the dependencies are checked already.
+step "fuzz targets" 600 cargo check --manifest-path fuzz/Cargo.toml --bins --target-dir "${CARGO_TARGET_DIR:-target}"
 RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" step "doc" 600 cargo doc --workspace --no-deps --document-private-items
 step "build" 900 cargo build --workspace || finish
 step "build tests" 1200 cargo test --workspace --no-run || finish
