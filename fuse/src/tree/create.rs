@@ -65,7 +65,7 @@ impl Tree {
 
     /// The file, created if there is none, and whether it is new; with one more kernel reference.
     fn create_file(&self, name: &Name, creator: Creator) -> Result<(Located, Arc<Node>, bool)> {
-        let _places = self.places.read();
+        let _places = self.places.lock();
         let mut located = self.locate(name).ok_or(ErrorKind::InvalidInput)?;
         self.refuse_orphan(name, &located)?;
         let is_new = create_backing(&located, self.with_database_mode(name, creator)?)?;

@@ -6,6 +6,8 @@ pub(crate) mod io;
 mod promote;
 mod remove;
 mod special;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -14,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use litefs::{Database, DbName, FileKind, Store};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 use crate::engine_threads::{AttachGate, EngineThreads};
 use crate::errno::os;
@@ -54,10 +56,10 @@ pub struct Tree {
     /// Held while an ordinary file becomes a database, is renamed or is removed. Taken before the node table's lock; the
     /// engine may open inodes while it is held.
     ordinary_files: Mutex<()>,
-    /// Read while a name is resolved to its inode, written while an ordinary file moves to where databases are: in between it
-    /// is at neither place and would be taken for a removed one. Taken after `ordinary_files`, before the store's and the node
-    /// table's locks; nothing is opened on the mount while it is held.
-    places: RwLock<()>,
+    /// Held while the file of a name is located and the node table then asked or changed accordingly, and while a file moves: by a
+    /// location from before, the file that has the name now would be taken for a replaced one, and its inode for an unlinked one.
+    /// Taken after `ordinary_files`, before the store's and the node table's locks; nothing is opened on the mount while it is held.
+    places: Mutex<()>,
 }
 
 /// Where a [`Tree`] finds things.
@@ -115,7 +117,7 @@ impl Tree {
             notifications,
             unsynced: Mutex::default(),
             ordinary_files: Mutex::default(),
-            places: RwLock::default(),
+            places: Mutex::default(),
         })
     }
 
@@ -172,7 +174,7 @@ impl Tree {
 
     /// Looks up a file with a backing file.
     pub(crate) fn look_up(&self, name: &Name) -> Result<Arc<Node>> {
-        let _places = self.places.read();
+        let _places = self.places.lock();
         let located = self.locate(name).ok_or(ErrorKind::NotFound)?;
         self.nodes.look_up(&located)
     }
@@ -223,7 +225,7 @@ impl Tree {
     pub(crate) fn recheck(&self, db: &DbName, kind: FileKind) {
         let name = mount_name(db, kind);
         {
-            let _places = self.places.read();
+            let _places = self.places.lock();
             if let Some(located) = self.locate(&Name::of(db.clone(), kind)) {
                 self.nodes.recheck(&name, &located.path);
             }

@@ -109,7 +109,7 @@ impl Tree {
         to: &Path,
         content: &mut File,
     ) -> Result<Arc<Database>> {
-        let _places = self.places.write();
+        let _places = self.places.lock();
         std::fs::rename(from, to)?;
         match self.store.create(db) {
             Ok(database) => {

@@ -70,6 +70,14 @@ impl Tree {
     /// that have them open would go on with the old inode. An ordinary file that holds a database becomes one by its
     /// new name.
     pub(crate) fn rename(&self, from: &Name, to: &Name, no_replace: bool) -> Result<()> {
+        self.rename_ordinary(from, to, no_replace)?;
+        self.promote_renamed(to)
+    }
+
+    fn rename_ordinary(&self, from: &Name, to: &Name, no_replace: bool) -> Result<()> {
+        // Neither becomes a database meanwhile.
+        let _ordinary_files = self.ordinary_files.lock();
+        let _places = self.places.lock();
         let (Some(source), Some(destination)) = (self.locate(from), self.locate(to)) else {
             return Err(os(libc::EPERM));
         };
@@ -82,13 +90,10 @@ impl Tree {
         if no_replace && destination.path.exists() {
             return Err(ErrorKind::AlreadyExists.into());
         }
-        {
-            let _ordinary_files = self.ordinary_files.lock();
-            std::fs::rename(&source.path, &destination.path)?;
-            self.nodes.rename(&source.name, &destination.name);
-            self.mark_unsynced(&destination);
-        }
-        self.promote_renamed(to)
+        std::fs::rename(&source.path, &destination.path)?;
+        self.nodes.rename(&source.name, &destination.name);
+        self.mark_unsynced(&destination);
+        Ok(())
     }
 
     fn promote_renamed(&self, to: &Name) -> Result<()> {
