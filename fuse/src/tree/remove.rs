@@ -17,11 +17,24 @@ impl Tree {
         }
         let Some(located) = self.locate(name) else { return Err(os(libc::EPERM)) };
         if !located.path.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
-            return Err(ErrorKind::NotFound.into());
+            return self.unlink_what_is_gone(name);
         }
         match &located.target {
             Target::Plain => self.unlink_ordinary(&located),
             Target::Db(database, db, kind) => self.unlink_database_file(&located, database, db, *kind),
+        }
+    }
+
+    /// The kernel asks only for a name that it knows, and hears a moment later that a WAL went with its database. SQLite looks
+    /// whether there is one beside a new, empty database, and deletes it: that it is gone is what it wants, and an I/O
+    /// error to it otherwise. A journal's end is a commit, which nobody else may have made.
+    fn unlink_what_is_gone(&self, name: &Name) -> Result<()> {
+        match name {
+            Name::Attached(db, kind @ (FileKind::Wal | FileKind::Shm)) => {
+                self.nodes.unlink(&mount_name(db, *kind));
+                Ok(())
+            }
+            _ => Err(ErrorKind::NotFound.into()),
         }
     }
 

@@ -58,6 +58,31 @@ fn what_the_engine_tells_late_of_a_deleted_database_does_not_concern_the_new_fil
 }
 
 #[test]
+fn a_wal_that_went_with_its_database_can_be_deleted_by_who_still_sees_it() {
+    let node = Node::start();
+    let connection = node.open("a.db");
+    connection.execute("PRAGMA journal_mode=wal; CREATE TABLE t(x)").expect("create");
+    for name in ["a.db-wal", "a.db-shm", "a.db-journal"] {
+        // The kernel knows the name, and is not told that the file is gone.
+        let path = node.path(name);
+        if name == "a.db-journal" {
+            fs::write(&path, "").expect("create");
+        }
+        let backing = node.store.config().data_dir.join("dbs/a.db").join(&name["a.db-".len()..]);
+        fs::metadata(&path).expect("look up");
+        fs::remove_file(backing).expect("remove");
+        assert!(path.exists(), "{name} is in the kernel's cache");
+        let result = fs::remove_file(&path);
+        if name == "a.db-journal" {
+            assert_eq!(errno(result), libc::ENOENT, "its end would be a commit");
+        } else {
+            result.unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert!(!path.exists(), "{name}");
+        }
+    }
+}
+
+#[test]
 fn listing_shows_databases_with_their_positions_and_ordinary_files() {
     let node = Node::start();
     node.open("app.db").execute("PRAGMA journal_mode=WAL; CREATE TABLE t(x)").expect("create");
