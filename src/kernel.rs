@@ -63,10 +63,18 @@ pub trait Kernel: Send + Sync {
     /// When the kernel refuses; the caller then invalidates.
     fn store(&self, db: &DbName, offset: u64, data: &[u8]) -> io::Result<()>;
 
-    /// Drops cached pages and attributes of a file from `offset` on, after the engine shrank or replaced it, and after it made it longer:
-    /// an answer about the length from before, still on its way to the kernel, is then not believed. (A [`Self::store`] alone does not
-    /// see to that where the kernel still takes the file for longer than its end, because it was cut before.)
+    /// Drops cached pages and attributes of a file from `offset` on, after the engine replaced it, and after it made it longer:
+    /// an answer about the length from before, still on its way to the kernel, is then not believed.
     fn invalidate(&self, db: &DbName, kind: FileKind, offset: u64);
+
+    /// After the engine cut the database file to `len` bytes: drops what the kernel has cached behind them, and returns when the kernel
+    /// takes the file to be that long.
+    ///
+    /// Invalidating alone leaves the kernel with the old length until somebody asks for it. A [`Self::store`] that ends before that is
+    /// then no news about the length: an answer from between the cut and the store, which comes after it, is believed, clients find
+    /// the file too short (`SQLITE_CORRUPT`), and what was stored behind that length is dropped, zeroed where a database page is smaller
+    /// than one of the kernel's.
+    fn cut(&self, db: &DbName, len: u64);
 
     /// Drops `len` cached bytes of the database file from `offset` on, soon: only queued, so that it may be called from a hook and
     /// with locks held. What a client writes meanwhile is not touched: the kernel reads the file again.
@@ -127,6 +135,8 @@ impl Kernel for PlainDirectory {
     }
 
     fn invalidate(&self, _db: &DbName, _kind: FileKind, _offset: u64) {}
+
+    fn cut(&self, _db: &DbName, _len: u64) {}
 
     fn invalidate_soon(&self, _db: &DbName, _offset: u64, _len: u64) {}
 

@@ -124,6 +124,18 @@ impl Kernel for MountKernel {
         }
     }
 
+    fn cut(&self, db: &DbName, len: u64) {
+        self.invalidate(db, FileKind::Database, len);
+        if in_handler() {
+            return;
+        }
+        // An open through the alias directory always looks the file up: the answer brings the length, and the kernel has dropped
+        // what is behind it before the open goes on.
+        if let Err(error) = self.open(db, FileKind::Database) {
+            tracing::debug!(%db, %error, "tell the kernel a database's new length (the mount may be going away)");
+        }
+    }
+
     fn invalidate_soon(&self, db: &DbName, offset: u64, len: u64) {
         if let Some(ino) = self.known(db, FileKind::Database) {
             self.queue.send(Notification::Inode { ino, offset, len });

@@ -168,7 +168,7 @@ impl Database {
         {
             os::set_len("database.truncate", &database, size)?;
             if let Some(kernel) = self.shared.kernel() {
-                kernel.invalidate(&self.name, FileKind::Database, size);
+                kernel.cut(&self.name, size);
             }
         }
         os::sync_data("database.sync", &database)?;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use litefs::database::{Next, Record, RecordBody};
 use litefs::store::Mode;
 use litefs::{DbName, Pos};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use crate::harness::{Node, PATIENCE, eventually, python, sqlite3, succeeds};
 
@@ -86,6 +87,12 @@ pub fn catch_up(primary: &Node, replica: &Node, name: &str) -> Pos {
     }
 }
 
+/// The length the kernel takes a file to have, without asking for it.
+fn length_in_kernel(path: &Path) -> u64 {
+    let flags = AtFlags::STATX_DONT_SYNC;
+    statx(CWD, path, flags, StatxFlags::SIZE).expect("statx").stx_size
+}
+
 fn readers_see_whole_transactions(mode: &str, transactions: u32) {
     let (primary, replica) = (Node::start(), Node::start());
     replica.store.set_mode(Mode::Replica, PATIENCE).expect("replica");
@@ -135,6 +142,25 @@ fn readers_of_a_replica_see_whole_transactions_in_wal_mode() {
 #[test]
 fn readers_of_a_replica_see_whole_transactions_in_rollback_mode() {
     readers_see_whole_transactions("delete", 60);
+}
+
+/// A kernel that still took a file for longer than it is would believe an answer about its length from before the next record, and
+/// readers would find the database malformed.
+#[test]
+fn the_kernel_of_a_replica_takes_every_length_at_once() {
+    let (primary, replica) = (Node::start(), Node::start());
+    replica.store.set_mode(Mode::Replica, PATIENCE).expect("replica");
+    let setup = "PRAGMA page_size=1024; PRAGMA auto_vacuum=FULL; CREATE TABLE t(id INTEGER PRIMARY KEY, x);
+                 INSERT INTO t VALUES(1, randomblob(20000)), (2, randomblob(40000))";
+    sqlite3(&primary.path("a.db"), setup);
+    catch_up(&primary, &replica, "a.db");
+    assert_eq!(sqlite3(&replica.path("a.db"), "SELECT count(*) FROM t"), "2");
+    for change in ["DELETE FROM t WHERE id = 2", "INSERT INTO t VALUES(3, randomblob(10000))", "DELETE FROM t"] {
+        sqlite3(&primary.path("a.db"), change);
+        catch_up(&primary, &replica, "a.db");
+        let length = primary.path("a.db").metadata().expect("metadata").len();
+        assert_eq!(length_in_kernel(&replica.path("a.db")), length, "{change}");
+    }
 }
 
 #[test]

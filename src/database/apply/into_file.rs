@@ -160,10 +160,21 @@ impl Database {
     /// Writes the pages, the size, page 1 last, and makes them durable.
     fn write_into_file(&self, record: &Incoming) -> io::Result<()> {
         let file = self.files.database()?;
-        let page_size = record.header.page_size;
-        let is_pushed = record.pages.len().saturating_mul(page_size as usize) <= PUSHED_BYTES_MAX;
+        let before = file.metadata()?.len();
+        let is_pushed = record.pages.len().saturating_mul(record.header.page_size as usize) <= PUSHED_BYTES_MAX;
         let kernel = self.shared.kernel();
-        let pushed_to = kernel.as_deref().filter(|_| is_pushed);
+        let written = self.write_pages_of(record, &file, kernel.as_deref().filter(|_| is_pushed));
+        let told = match kernel.as_deref() {
+            // After half a record, too: the attempt that completes it may find the length as it shall be.
+            Some(kernel) => self.drop_from_cache(kernel, &file, before, is_pushed && written.is_ok()),
+            None => Ok(()),
+        };
+        written.and(told)?;
+        os::sync_data("database.sync", &file)
+    }
+
+    fn write_pages_of(&self, record: &Incoming, file: &File, kernel: Option<&dyn Kernel>) -> io::Result<()> {
+        let page_size = record.header.page_size;
         let mut run = Run { first: 0, bytes: Vec::new(), page_size };
         let mut page1 = None;
         let mut pages = record.pages()?;
@@ -173,45 +184,40 @@ impl Database {
                 continue;
             }
             if !run.continues_with(pgno) {
-                self.write_run(&file, pushed_to, &mut run)?;
+                self.write_run(file, kernel, &mut run)?;
                 run.first = pgno;
             }
             run.bytes.extend_from_slice(page);
         }
-        self.write_run(&file, pushed_to, &mut run)?;
-        let (len, before) = (page_offset(record.header.commit.saturating_add(1), page_size), file.metadata()?.len());
-        if before != len {
-            os::set_len("database.truncate", &file, len)?;
+        self.write_run(file, kernel, &mut run)?;
+        let len = page_offset(record.header.commit.saturating_add(1), page_size);
+        if file.metadata()?.len() != len {
+            os::set_len("database.truncate", file, len)?;
         }
         if let Some(page) = page1 {
             run.first = 1;
             run.bytes = page;
-            self.write_run(&file, pushed_to, &mut run)?;
+            self.write_run(file, kernel, &mut run)?;
         }
-        if let Some(kernel) = kernel.as_deref() {
-            self.drop_from_cache(kernel, &file, before, len, is_pushed)?;
-        }
-        os::sync_data("database.sync", &file)
+        Ok(())
     }
 
-    /// Drops from the kernel's cache what was cut off, the old length ([`Kernel::invalidate`]) and, unless the pages were pushed to
-    /// it, all it holds of the file.
-    fn drop_from_cache(
-        &self,
-        kernel: &dyn Kernel,
-        file: &File,
-        before: u64,
-        len: u64,
-        is_pushed: bool,
-    ) -> io::Result<()> {
-        if is_pushed && before != len {
-            kernel.invalidate(&self.name, FileKind::Database, len);
-        } else if !is_pushed {
-            // The last byte is stored: that way the kernel learns of a new end, and never by invalidating.
-            let mut last = [0];
-            os::read_or_zero_at(file, &mut last, len.saturating_sub(1))?;
-            self.push_to_cache(Some(kernel), len.saturating_sub(1), &last);
+    /// Tells the kernel of another length than `before` and, unless the pages were pushed to its cache, drops all it holds of the file.
+    fn drop_from_cache(&self, kernel: &dyn Kernel, file: &File, before: u64, is_pushed: bool) -> io::Result<()> {
+        let len = file.metadata()?.len();
+        if !is_pushed {
+            if let Some(end) = len.checked_sub(1) {
+                // The last byte is stored: that way the kernel learns of a new end, and never by invalidating.
+                let mut last = [0];
+                os::read_or_zero_at(file, &mut last, end)?;
+                self.push_to_cache(Some(kernel), end, &last);
+            }
             kernel.invalidate(&self.name, FileKind::Database, 0);
+        }
+        if len < before {
+            kernel.cut(&self.name, len);
+        } else if len > before {
+            kernel.invalidate(&self.name, FileKind::Database, len);
         }
         Ok(())
     }
