@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use super::barrier::Ends;
 use super::links::{Link, ShmLink, Writing};
 use super::rollback::Moment;
-use super::{CaptureState, Database};
+use super::{CaptureState, Database, Health};
 use crate::kernel::FileKind;
 use crate::os;
 use crate::sqlite::locks::{self, LockBytes, LockGuard, LockKind};
@@ -100,7 +100,13 @@ impl Database {
         }
         drop(reasons);
         drop(self.own_commit.try_lock_until(deadline).ok_or_else(timed_out)?);
-        self.capture_everything().map(|_| ())
+        self.capture_before_another_writes()
+    }
+
+    /// As [`Self::capture_everything`]. Of a broken database nothing is recorded: what is there is kept aside when it is replaced,
+    /// and must not keep it from being replaced.
+    pub(crate) fn capture_before_another_writes(&self) -> io::Result<()> {
+        if matches!(self.health(), Health::Broken(_)) { Ok(()) } else { self.capture_everything().map(drop) }
     }
 
     /// Closes the fence for an import, until [`Self::import_done`].

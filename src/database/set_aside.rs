@@ -2,13 +2,17 @@
 //! replaces them (COMPAT §9).
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use super::commit::now_ms;
 use super::{CaptureState, Database, Record};
 use crate::kernel::FileKind;
+use crate::ltx::verify;
 use crate::{Pos, os};
+
+/// Bytes read at once from a record.
+const READ_BYTES: usize = 64 << 10;
 
 impl Database {
     /// Copies our transactions after `from` to `lost+found/<db>/<time>-<position>/` as LTX files (a snapshot of everything
@@ -31,12 +35,19 @@ impl Database {
         self.positions.publish(Pos::ZERO);
     }
 
-    /// As [`Self::set_aside_after`], without forgetting the position. Where the log reaches back to `from`, the caller may hold
-    /// any lock.
+    /// As [`Self::set_aside_after`], without forgetting the position; once for the same transactions. Where the log reaches back
+    /// to `from`, the caller may hold any lock.
     pub(super) fn keep_aside(&self, from: Pos) -> io::Result<PathBuf> {
         let pos = self.pos();
         let root = self.shared.config.data_dir.join("lost+found");
         let parent = root.join(self.name.as_str());
+        if let Some(folder) = folder_with(&parent, from, pos) {
+            tracing::info!(
+                database = %self.name, %from, diverged = %pos, folder = %folder.display(),
+                "transactions that the cluster does not have were set aside before"
+            );
+            return Ok(folder);
+        }
         let folder = parent.join(format!("{}-{}", now_ms(), pos.txid));
         let unfinished = parent.join(format!(".{}-{}", now_ms(), pos.txid));
         fs::create_dir_all(&unfinished)?;
@@ -95,6 +106,35 @@ impl Database {
         os::sync_data("lost_and_found.sync", &file)?;
         os::rename("lost_and_found.rename", &path, &folder.join(format!("{}-{}.ltx", crate::Txid(1), pos.txid)))
     }
+}
+
+/// The folder below `parent` that has all that leads from one position to the other, whole. What cannot be read is not counted
+/// on.
+fn folder_with(parent: &Path, from: Pos, to: Pos) -> Option<PathBuf> {
+    let end = format!("-{}", to.txid);
+    let is_finished = |path: &PathBuf| {
+        path.file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| !name.starts_with('.') && name.ends_with(&end))
+    };
+    let folders = fs::read_dir(parent).ok()?.flatten().map(|entry| entry.path()).filter(is_finished);
+    folders.into_iter().find(|folder| leads(folder, from, to).unwrap_or(false))
+}
+
+/// Whether the files of a folder are records that lead from one position to the other, each of them whole.
+fn leads(folder: &Path, from: Pos, to: Pos) -> io::Result<bool> {
+    let mut paths: Vec<_> = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
+    // By the first TXID.
+    paths.sort();
+    let mut at = from;
+    for path in paths {
+        let Ok(record) = verify(BufReader::with_capacity(READ_BYTES, File::open(path)?)) else { return Ok(false) };
+        if record.header.pre() != at && !record.header.is_snapshot() {
+            return Ok(false);
+        }
+        at = record.post();
+    }
+    Ok(at == to)
 }
 
 fn full() -> io::Error {

@@ -112,7 +112,7 @@ impl Database {
         if self.shared.kernel().is_some() {
             self.fence_for_import(WRITERS_WAIT)?;
         }
-        let result = self.capture_everything().map_err(ApplyError::from).and_then(|_| {
+        let result = self.capture_before_another_writes().map_err(ApplyError::from).and_then(|()| {
             let _own_commit = self.own_commit.lock();
             // Again, where it can no longer change: see `wait_fenced`.
             self.check_may_import()?;

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::incoming::Incoming;
+pub(crate) use self::rejoin::Rejoining;
 pub(crate) use self::through_wal::Applied;
 use super::links::ShmLink;
 use super::{ApplyError, CaptureState, Database, Health};
@@ -125,6 +126,7 @@ impl Database {
         let had_history = actual.is_zero() && self.capture.lock().page_size != 0;
         let is_resync = self.keep_diverged_tail(record)? || had_history;
         let pos = self.apply_verified(record, Logged::No)?;
+        self.end_rejoin();
         if is_resync {
             self.shared.metrics.resynced_by_snapshot();
         }

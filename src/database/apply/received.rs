@@ -61,13 +61,22 @@ impl Database {
         if ours.is_zero() || (ours == received && ours.txid < theirs.txid) {
             return Ok(false);
         }
-        let begins = self.log.first_pos().unwrap_or(Pos::ZERO);
-        let is_ours_from = if received == ours || !self.log.contains(received)? { begins } else { received };
+        let is_ours_from = match self.common_with(record, ours) {
+            Some(common) => common,
+            None if received == ours || !self.log.contains(received)? => self.log.first_pos().unwrap_or(Pos::ZERO),
+            None => received,
+        };
         let folder = self.set_aside_after(is_ours_from).map_err(|error| ApplyError::SetAside(error.to_string()))?;
         tracing::warn!(
             database = %self.name, %ours, %theirs, from = %is_ours_from, folder = %folder.display(),
             "our history may not be the primary's; it was set aside before the primary's snapshot replaces it"
         );
         Ok(true)
+    }
+
+    /// The last position that we have in common with the record's primary, where a resync has just told.
+    fn common_with(&self, record: &Incoming, ours: Pos) -> Option<Pos> {
+        let common = self.capture.lock().applied.common?;
+        (common.ours == ours && common.node_id == record.header.node_id).then_some(common.from)
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::incoming::Incoming;
+use super::rejoin::Common;
 use super::{Logged, wal_writer};
 use crate::Pos;
 use crate::database::barrier::frame_follows;
@@ -40,6 +41,8 @@ pub(crate) struct Applied {
     pub(super) half_written: bool,
     /// The file of `received`, once opened.
     pub(super) received: Option<File>,
+    /// Of a resync that failed before it changed anything.
+    pub(super) common: Option<Common>,
 }
 
 impl Database {

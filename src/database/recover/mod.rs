@@ -47,6 +47,7 @@ use std::sync::atomic::Ordering;
 use self::base::Base;
 use self::redo::Redo;
 use self::wal::{Commit, Wal};
+use super::apply::Rejoining;
 use super::log::Opened;
 use super::rollback::FilePages;
 use super::wal_capture::{Generation, Lookup};
@@ -116,7 +117,7 @@ impl Database {
             let checksums = found.base.checksums.clone();
             self.settle(&mut state, &found, target, checksums, found.last());
             self.finish_wal(&mut state, &found, 0);
-            return Ok(());
+            return self.forget_rejoin();
         }
         let rolled_back = journal::roll_back(self)?;
         let found = self.examine(Some(&header))?;
@@ -202,8 +203,18 @@ impl Database {
             self.finish_wal(state, found, 0);
             return self.forget_rejoin();
         }
-        if self.rejoining() == Some(target) {
-            return self.finish_rejoin(state, found, header, target);
+        match self.rejoining() {
+            // What the mark tells of was over when a snapshot came.
+            _ if header.is_snapshot() => {}
+            Rejoining::To(pos) if pos == target => return self.finish_rejoin(state, found, header, target),
+            Rejoining::Unknown(why) => {
+                self.set_broken(format!(
+                    "a resync may have been interrupted: its mark `rejoining` cannot be read ({why}), and the files are not at the \
+                     log's end, {target}; let a primary replace it, or run `litefs repair` to go on with what its files hold"
+                ));
+                return Ok(());
+            }
+            Rejoining::No | Rejoining::To(_) => {}
         }
         if !self.log_is_ahead(found, named)? && self.record_rest_of_wal(state, found, target)? {
             return Ok(());

@@ -3,6 +3,8 @@
 use std::io;
 
 use super::*;
+use crate::database::Health;
+use crate::database::apply::rejoin::Rejoining;
 use crate::fault;
 
 /// Rows before the histories part.
@@ -88,7 +90,7 @@ fn a_diverged_node_gets_only_what_differs_and_its_readers_keep_their_snapshot() 
         read.execute_batch("COMMIT").unwrap();
         assert_eq!((count(&read), integrity(&read)), (ROWS, "ok".to_owned()));
         assert!(image(&new) == image(&old), "{own} of its own, {theirs} of the primary");
-        assert_eq!(old.db.rejoining(), None);
+        assert_eq!(old.db.rejoining(), Rejoining::No);
         write.execute("INSERT INTO t(x) VALUES('on')", []).unwrap();
         ship(&new, &old);
         assert!(image(&new) == image(&old));
@@ -185,6 +187,11 @@ fn a_record_for_somebody_else_changes_nothing() {
 
 /// The node's files as a kill leaves them, in another directory, started.
 fn killed(node: &Node) -> Node {
+    killed_and(node, |_| {})
+}
+
+/// The same; `damage` is done to the database's directory before the start.
+fn killed_and(node: &Node, damage: impl FnOnce(&std::path::Path)) -> Node {
     fn copy(from: &std::path::Path, to: &std::path::Path) {
         std::fs::create_dir_all(to).unwrap();
         for entry in std::fs::read_dir(from).unwrap().flatten() {
@@ -198,6 +205,7 @@ fn killed(node: &Node) -> Node {
     }
     let dir = tempfile::tempdir().unwrap();
     copy(node.dir.path(), dir.path());
+    damage(&dir.path().join("dbs/app.db"));
     let config = StoreConfig { data_dir: dir.path().to_owned(), ..node.store.config().clone() };
     let store = Store::open_with_layout(config, Layout::Sqlite).unwrap();
     store.attach_kernel(Arc::new(PlainDirectory { dbs: dir.path().join("dbs"), layout: Layout::Sqlite }));
@@ -272,4 +280,132 @@ fn a_replica_killed_between_log_and_wal_goes_by_the_log() {
     let started = killed(&replica);
     assert_eq!(started.db.pos(), primary.db.pos());
     assert!(image(&started) == image(&primary));
+}
+
+/// A node that was killed between the log and its files in a resync, and the primary with its record.
+fn half_rejoined() -> (Node, Node, Connection) {
+    let (old, new, write) = diverged(2, 2);
+    let record = record_for(&new, &old).unwrap();
+    let injected = fault::on_this_thread("wal.append", libc::EIO, 1);
+    old.db.rejoin(&mut record.as_slice()).unwrap_err();
+    drop(injected);
+    assert_eq!((old.db.log.last_pos(), old.db.rejoining()), (new.db.pos(), Rejoining::To(new.db.pos())));
+    (old, new, write)
+}
+
+/// Makes something else of a mark's bytes.
+type Damage = Box<dyn Fn(&mut Vec<u8>)>;
+
+#[test]
+fn files_beside_a_mark_that_cannot_be_read_are_not_believed() {
+    let (old, new, _write) = half_rejoined();
+    let snapshot = snapshot_of(&new);
+    let len = std::fs::read(old.dir.path().join("dbs/app.db/rejoining")).unwrap().len();
+    let mut damages: Vec<(String, Damage)> = Vec::new();
+    for at in [0, 20, len - 2] {
+        damages.push((format!("a bit of byte {at}"), Box::new(move |mark| mark[at] ^= 0x04)));
+    }
+    for keep in [0, 33, len - 1] {
+        damages.push((format!("{keep} bytes are left"), Box::new(move |mark| mark.truncate(keep))));
+    }
+    for (what, damage) in damages {
+        let started = killed_and(&old, |dir| {
+            let mut mark = std::fs::read(dir.join("rejoining")).unwrap();
+            damage(&mut mark);
+            std::fs::write(dir.join("rejoining"), mark).unwrap();
+        });
+        let Health::Broken(reason) = started.db.health() else { panic!("{what}: {:?}", started.db.health()) };
+        assert!(reason.contains("let a primary replace it"), "{what}: {reason}");
+        assert_eq!(
+            (started.db.pos(), started.db.log.last_pos()),
+            (Pos::ZERO, new.db.pos()),
+            "{what}: nothing is recorded"
+        );
+        assert_eq!(folders(&started), 1, "{what}: our own transactions");
+        assert_eq!(started.db.tail().unwrap(), None, "{what}");
+        started.db.apply(&mut snapshot.as_slice()).unwrap();
+        assert_eq!((started.db.health(), started.db.rejoining()), (Health::Ok, Rejoining::No), "{what}");
+        assert!(image(&started) == image(&new), "{what}");
+        assert_eq!(folders(&started), 2, "{what}: the files as they were");
+    }
+}
+
+#[test]
+fn a_mark_that_cannot_be_opened_is_none_that_can_be_read_either() {
+    let (old, new, _write) = half_rejoined();
+    let started = killed_and(&old, |dir| {
+        std::fs::remove_file(dir.join("rejoining")).unwrap();
+        std::fs::create_dir(dir.join("rejoining")).unwrap();
+    });
+    assert!(matches!(started.db.rejoining(), Rejoining::Unknown(_)));
+    assert!(matches!(started.db.health(), Health::Broken(_)));
+    assert_eq!((started.db.pos(), started.db.log.last_pos()), (Pos::ZERO, new.db.pos()));
+}
+
+#[test]
+fn a_damaged_mark_that_was_left_behind_does_not_matter_where_the_files_are_at_the_logs_end() {
+    let (old, new, write) = diverged(2, 2);
+    let record = record_for(&new, &old).unwrap();
+    let injected = fault::on_this_thread("rejoin.forget", libc::EIO, 1);
+    old.db.rejoin(&mut record.as_slice()).unwrap();
+    drop(injected);
+    write.execute("INSERT INTO t(x) VALUES('on')", []).unwrap();
+    ship(&new, &old);
+    let started = killed_and(&old, |dir| std::fs::write(dir.join("rejoining"), "damaged").unwrap());
+    assert_eq!((started.db.health(), started.db.pos()), (Health::Ok, new.db.pos()));
+    assert_eq!(started.db.rejoining(), Rejoining::No);
+    assert!(image(&started) == image(&new));
+}
+
+fn set_aside_count(node: &Node) -> String {
+    let (mut text, mut registry) = (String::new(), prometheus_client::registry::Registry::default());
+    node.store.register_metrics(&mut registry);
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    text.lines().find(|line| line.starts_with("litefs_set_aside_count")).unwrap().to_owned()
+}
+
+#[test]
+fn a_resync_that_fails_and_the_snapshot_after_it_set_the_same_transactions_aside_once() {
+    for label in ["rejoin.mark", "log.truncate"] {
+        let (old, new, _write) = diverged(2, 2);
+        for _ in 0..2 {
+            let record = record_for(&new, &old).unwrap();
+            let injected = fault::on_this_thread(label, libc::EIO, 1);
+            old.db.rejoin(&mut record.as_slice()).unwrap_err();
+            drop(injected);
+            assert_eq!(folders(&old), 1, "{label}");
+        }
+        let mut snapshot = Vec::new();
+        new.db.snapshot(&mut snapshot).unwrap();
+        old.db.apply(&mut snapshot.as_slice()).unwrap();
+        assert_eq!(old.db.pos(), new.db.pos());
+        assert_eq!(folders(&old), 1, "{label}");
+        assert!(set_aside_count(&old).ends_with(" 1"), "{label}: {}", set_aside_count(&old));
+    }
+}
+
+#[test]
+fn what_is_damaged_in_lost_and_found_is_set_aside_again_and_so_is_more_than_is_there() {
+    let (old, new, _write) = diverged(2, 2);
+    let fail = || {
+        let record = record_for(&new, &old).unwrap();
+        let _injected = fault::on_this_thread("log.truncate", libc::EIO, 1);
+        old.db.rejoin(&mut record.as_slice()).unwrap_err();
+    };
+    fail();
+    let folder = std::fs::read_dir(old.dir.path().join("lost+found/app.db")).unwrap().next().unwrap().unwrap().path();
+    let file = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    fail();
+    assert_eq!(folders(&old), 2);
+    // Another primary may not have that position.
+    let third = node(Mode::Replica);
+    third.db.apply(&mut snapshot_of(&new).as_slice()).unwrap();
+    let mut snapshot = Vec::new();
+    third.db.snapshot(&mut snapshot).unwrap();
+    old.db.apply(&mut snapshot.as_slice()).unwrap();
+    assert_eq!(folders(&old), 3);
 }
