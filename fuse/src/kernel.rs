@@ -91,7 +91,9 @@ impl MountKernel {
         self.alias.lock().take();
     }
 
-    /// The number of a file's inode, if the kernel knows it: otherwise it has nothing cached.
+    /// The number of a file's inode, if the kernel knows it: otherwise it has nothing cached. Whoever changes a database file has it open
+    /// through the mount, so the kernel knows that one: it refuses answers to look-ups that were under way as it does all others from
+    /// before a change, which it would not for an inode that is new to it.
     fn known(&self, db: &DbName, kind: FileKind) -> Option<u64> {
         self.tree.nodes.by_name(&mount_name(db, kind)).map(|node| node.ino)
     }

@@ -9,11 +9,12 @@ use fuser::{
     FileAttr, FileHandle, FileType, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty, ReplyEntry,
     ReplyOpen, ReplyWrite,
 };
+use litefs::FileKind;
 
 use crate::attributes::{Changes, LONG, made_up, negative};
 use crate::errno::{errno, os};
 use crate::names::{Name, Special};
-use crate::node::{ALIAS_INO, IoPath, Node, ROOT_INO, SPECIAL_INO};
+use crate::node::{ALIAS_INO, IoPath, Node, ROOT_INO, SPECIAL_INO, Target};
 use crate::tree::io::READ_BYTES_MAX;
 use crate::tree::{Creator, HANDLE_CLIENT, Tree};
 
@@ -24,6 +25,22 @@ fn attribute_ttl(node: &Node) -> Duration {
         IoPath::Cached => LONG,
         IoPath::Passthrough | IoPath::Direct => Duration::ZERO,
     }
+}
+
+/// How long the kernel may keep what the answer to CREATE says: there is one time for the name and the attributes, so the passthrough
+/// files are looked up once more. The kernel believes that answer whatever it has been told since, and a file that is a database
+/// already is one that the engine has made, and may be writing to.
+fn created_ttl(node: &Node) -> Duration {
+    match node.target() {
+        Target::Db(_, _, FileKind::Database) => Duration::ZERO,
+        _ => attribute_ttl(node),
+    }
+}
+
+/// How long the kernel may remember that there is no file of this name. A database may come from the primary at any time, and who has seen
+/// its position must find it; what belongs to one is asked for with every transaction.
+fn absent_ttl(name: &Name) -> Duration {
+    if matches!(name, Name::Candidate(_)) { Duration::ZERO } else { LONG }
 }
 
 /// The flags of an open. `NOFLUSH`: a `close` must not wait for us, because the kernel drops POSIX locks only after
@@ -68,7 +85,7 @@ pub(super) fn look_up_in_root(tree: &Tree, name: &OsStr) -> io::Result<(FileAttr
         Name::Alias => Ok((alias_attributes(), LONG, LONG)),
         Name::Candidate(_) | Name::Attached(..) | Name::Ordinary(_) => match tree.look_up(&name) {
             Ok(node) => Ok((tree.attributes(&node)?, attribute_ttl(&node), LONG)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((negative(), LONG, LONG)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((negative(), LONG, absent_ttl(&name))),
             Err(error) => Err(error),
         },
     }
@@ -179,8 +196,7 @@ pub(super) fn create(tree: &Tree, name: &OsStr, creator: Creator, reply: ReplyCr
     };
     let io = node.io();
     let (handle, flags, generation) = (FileHandle(HANDLE_CLIENT), open_flags(io), Generation(0));
-    // One time-to-live covers entry and attributes here, so the other passthrough files are looked up once more.
-    let ttl = attribute_ttl(&node);
+    let ttl = created_ttl(&node);
     match (&*backing_id, io) {
         (Some(id), IoPath::Passthrough) => reply.created_passthrough(&ttl, &attr, generation, handle, flags, id),
         _ => reply.created(&ttl, &attr, generation, handle, flags),

@@ -153,7 +153,9 @@ fn the_kernel_of_a_replica_takes_every_length_at_once() {
     let setup = "PRAGMA page_size=1024; PRAGMA auto_vacuum=FULL; CREATE TABLE t(id INTEGER PRIMARY KEY, x);
                  INSERT INTO t VALUES(1, randomblob(20000)), (2, randomblob(40000))";
     sqlite3(&primary.path("a.db"), setup);
+    assert!(!replica.path("a.db").exists());
     catch_up(&primary, &replica, "a.db");
+    assert!(replica.path("a.db").exists(), "at once");
     assert_eq!(sqlite3(&replica.path("a.db"), "SELECT count(*) FROM t"), "2");
     for change in ["DELETE FROM t WHERE id = 2", "INSERT INTO t VALUES(3, randomblob(10000))", "DELETE FROM t"] {
         sqlite3(&primary.path("a.db"), change);
