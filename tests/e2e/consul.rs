@@ -126,16 +126,30 @@ fn a_primary_that_was_replaced_gets_only_what_differs() {
     });
     wait_primary(&second);
     insert(&second, "'kept'");
+    second.stop();
+    // While there is no primary, a reader begins on what only this node has.
+    first.config_mut().lease = consul_lease(&consul, "  candidate: false\n");
     first.launch();
-    first.wait_ready();
-    first.wait_same_pos(&second, "a.db");
+    first.wait_log("mounted");
+    let reader = rusqlite::Connection::open(first.db("a.db")).expect("open");
+    let lost = "SELECT count(*), sum(x LIKE 'lost%'), sum(x = 'kept') FROM t";
+    let seen = || reader.query_row(lost, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).expect("read");
+    reader.execute_batch("BEGIN").expect("begin");
+    let before: (i64, i64, i64) = seen();
+    assert_eq!((before.1, before.2), (2, 0));
+    second.launch();
+    wait_primary(&second);
     first.wait_log("gave our own transactions up for the primary's");
+    first.wait_same_pos(&second, "a.db");
+    assert_eq!(seen(), before, "the snapshot of the open transaction");
+    reader.execute_batch("COMMIT").expect("commit");
+    assert_eq!(seen(), (before.0 - 1, 0, 1));
     assert_eq!(resyncs(&first), ["litefs_resync_count{by=\"ltx\"} 1"]);
     let export = |node: &Node| node.get("/export?name=a.db").expect("export").body;
     assert!(export(&first) == export(&second));
     let marks = "SELECT group_concat(x) FROM (SELECT x FROM t WHERE length(x) < 20 ORDER BY rowid)";
     assert_eq!(cli(&first.db("a.db"), marks).as_deref(), Ok("1,both,kept"));
-    // What was given up is a file for each transaction, and the new record is no copy of the database.
+    // What was given up is a file for each transaction, and what came is one record, no copy of the database.
     let bytes = |path: std::path::PathBuf| -> u64 {
         let files = std::fs::read_dir(path).expect("a folder").flatten();
         files.map(|entry| entry.metadata().expect("metadata").len()).sum()
@@ -146,6 +160,13 @@ fn a_primary_that_was_replaced_gets_only_what_differs() {
     assert_eq!(std::fs::read_dir(&folders[0]).expect("kept").count(), 2);
     let database = std::fs::metadata(first.data().join("dbs/a.db/database")).expect("the file").len();
     assert!(bytes(folders[0].clone()) * 10 < database);
+    let log = Node::litefs(&["ltx", "list", first.data().join("dbs/a.db").to_str().expect("path")]).expect("list");
+    let last = log.lines().last().expect("a record");
+    let number = |key: &str| -> u64 {
+        let value = last.split(' ').find_map(|field| field.strip_prefix(key)).expect("the field");
+        value.parse().expect("a number")
+    };
+    assert!(number("pages=") * 10 < number("commit="), "{last}");
     insert(&second, "'on'");
     first.wait_same_pos(&second, "a.db");
 }

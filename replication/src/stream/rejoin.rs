@@ -25,7 +25,7 @@ impl Receiver {
     /// Whether any position is another one now. What fails is left to the stream.
     ///
     /// # Errors
-    /// The primary belongs to another cluster.
+    /// The primary belongs to another cluster, or is none (yet).
     pub(super) async fn rejoin(&self, peer: &mut Peer, positions: &BTreeMap<DbName, Pos>) -> Result<bool, String> {
         let known: BTreeMap<_, _> =
             positions.iter().filter(|(_, pos)| !pos.is_zero()).map(|(name, pos)| (name.clone(), *pos)).collect();
@@ -38,6 +38,8 @@ impl Receiver {
                 tracing::debug!("the primary knows only snapshots for what has diverged");
                 return Ok(false);
             }
+            // It has the lease and is about to know: a stream a moment later would send whole databases.
+            Err(error @ PeerError::Refused(_, StatusCode::SERVICE_UNAVAILABLE, _)) => return Err(error.to_string()),
             Err(error) => {
                 tracing::debug!(%error, "ask the primary what has diverged");
                 return Ok(false);
