@@ -28,7 +28,7 @@ pub(super) enum JournalPhase {
     /// None, or finalised.
     #[default]
     Idle,
-    /// A header was written.
+    /// A header with its magic was written: a crash now would be rolled back by it.
     Active {
         /// The client synced it since: it runs with `synchronous` of at least NORMAL.
         synced: bool,
@@ -73,7 +73,9 @@ impl Database {
                 self.end_transaction(state)?;
             }
         }
-        if is_zero || looking == Looking::Bystander {
+        // No page of the database is written before the header has its magic, which it gets with the sync. One without it that is here by then is
+        // of a writer that was killed: nobody rolls it back, and who needs no journal leaves it there.
+        if is_zero || looking == Looking::Bystander || !head.starts_with(&journal::MAGIC) {
             return Ok(());
         }
         match &mut state.rollback.journal {

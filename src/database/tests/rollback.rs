@@ -154,6 +154,32 @@ fn a_free_page_behind_a_cut_that_was_not_recorded_is_what_the_file_holds() {
     }
 }
 
+/// A writer that was killed before it synced its journal leaves one that nobody rolls back, and nobody removes who needs none.
+#[test]
+fn commits_beside_a_journal_that_was_never_synced_are_captured() {
+    for mode in ["off", "memory", "off; PRAGMA synchronous=OFF"] {
+        let node = Node::start(Mode::Primary);
+        let (database, vfs) = hooked_database(&node, "test.db");
+        let mut model = Model::default();
+        let connection = open(&node, "test.db", &vfs);
+        connection.execute_batch("CREATE TABLE t(id INTEGER PRIMARY KEY, x)").expect("creates");
+        check(&database, &mut model, &connection, mode);
+        let mut head = [0; 512];
+        for (at, field) in [(12, 0x29ae_4589_u32), (16, 2), (20, 512), (24, 4096)] {
+            head[at..at + 4].copy_from_slice(&field.to_be_bytes());
+        }
+        database.journal_created().expect("a journal");
+        database.journal_write(0, &head).expect("its header, which gets its magic with the sync");
+        connection.execute_batch(&format!("PRAGMA journal_mode={mode}")).expect("mode");
+        for _ in 0..3 {
+            let before = database.pos();
+            connection.execute("INSERT INTO t(x) VALUES(randomblob(9000))", []).expect("inserts");
+            check(&database, &mut model, &connection, mode);
+            assert_ne!(database.pos(), before, "{mode}: captured");
+        }
+    }
+}
+
 #[test]
 fn a_rollback_leaves_no_record() {
     let node = Node::start(Mode::Primary);
