@@ -1,6 +1,7 @@
 //! Starting, stopping, signals, exit codes, and what a crash leaves behind.
 
 use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -118,6 +119,34 @@ fn a_dead_worker_ends_the_node_with_code_1_and_no_mount_stays() {
     node.launch();
     node.wait_ready();
     assert_eq!(cli(&node.db("a.db"), "SELECT count(*) FROM t").as_deref(), Ok("1"));
+}
+
+/// Without passthrough the kernel writes what a client changed in the mapped wal-index back through the mount when a mapping goes:
+/// also that of a worker that dies, which then waits for itself, its `/dev/fuse` still open.
+#[test]
+fn a_killed_worker_that_waits_for_its_own_mount_is_let_go() {
+    let mut node = Node::start(NodeConfig { fuse: "  passthrough: off\n".to_owned(), ..NodeConfig::default() });
+    let mut client = Command::new("sqlite3")
+        .arg(node.db("a.db"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("sqlite3");
+    let mut input = client.stdin.take().expect("its input");
+    let written = node.folder().join("written");
+    let sql = "PRAGMA journal_mode=WAL; CREATE TABLE t(x); INSERT INTO t VALUES(1); INSERT INTO t VALUES(2);";
+    writeln!(input, "{sql}\n.shell touch {}", written.display()).expect("type");
+    eventually("the client has written", || written.exists().then_some(()));
+    let worker = node.worker_pid().expect("worker");
+    rustix::process::kill_process(worker, Signal::KILL).expect("kill");
+    assert_eq!(node.wait_exit().code(), Some(1));
+    assert!(!is_mounted(&node.mount()));
+    client.kill().expect("kill");
+    client.wait().expect("wait");
+    node.launch();
+    node.wait_ready();
+    assert_eq!(cli(&node.db("a.db"), "SELECT count(*) FROM t").as_deref(), Ok("2"));
 }
 
 /// How a node ends in [`a_client_that_outlives_the_node_loses_nothing_it_was_told_succeeded`].
