@@ -17,7 +17,7 @@ impl Tree {
         }
         let Some(located) = self.locate(name) else { return Err(os(libc::EPERM)) };
         if !located.path.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
-            return self.unlink_what_is_gone(name);
+            return self.unlink_what_is_gone(name, &located);
         }
         match &located.target {
             Target::Plain => self.unlink_ordinary(&located),
@@ -28,10 +28,11 @@ impl Tree {
     /// The kernel asks only for a name that it knows, and hears a moment later that a WAL went with its database. SQLite looks
     /// whether there is one beside a new, empty database, and deletes it: that it is gone is what it wants, and an I/O
     /// error to it otherwise. A journal's end is a commit, which nobody else may have made.
-    fn unlink_what_is_gone(&self, name: &Name) -> Result<()> {
+    fn unlink_what_is_gone(&self, name: &Name, located: &Located) -> Result<()> {
         match name {
-            Name::Attached(db, kind @ (FileKind::Wal | FileKind::Shm)) => {
-                self.nodes.unlink(&mount_name(db, *kind));
+            Name::Attached(_, FileKind::Wal | FileKind::Shm) => {
+                // The engine may have made a new one meanwhile.
+                self.nodes.recheck(&located.name, &located.path);
                 Ok(())
             }
             _ => Err(ErrorKind::NotFound.into()),

@@ -152,8 +152,10 @@ impl Database {
             let same_size = state.page_size == source.header.page_size;
             (state.pos, same_size.then(|| state.checksums.clone()))
         };
+        // A broken database has no position; its history goes on all the same, or replicas would be ahead of it.
+        let (unknown, pos) = (pos.is_zero(), if pos.is_zero() { self.log.last_pos() } else { pos });
         // History starts again with another page size.
-        let replaces_all = pos.is_zero() || (old.is_none() && pos.checksum != Checksum::EMPTY);
+        let replaces_all = unknown || (old.is_none() && pos.checksum != Checksum::EMPTY);
         let old = if replaces_all { None } else { old };
         let header = Header {
             compressed: self.shared.config.compress,

@@ -409,3 +409,22 @@ fn what_is_damaged_in_lost_and_found_is_set_aside_again_and_so_is_more_than_is_t
     old.db.apply(&mut snapshot.as_slice()).unwrap();
     assert_eq!(folders(&old), 3);
 }
+
+#[test]
+fn a_broken_database_with_a_wal_is_replaced_by_an_import_and_its_history_goes_on() {
+    let (old, new, _write) = half_rejoined();
+    let started = killed_and(&old, |dir| std::fs::write(dir.join("rejoining"), "damaged").unwrap());
+    assert!(matches!(started.db.health(), Health::Broken(_)));
+    let (end, copy) = (started.db.log.last_pos(), tempfile::NamedTempFile::new().unwrap());
+    std::fs::write(copy.path(), image(&new)).unwrap();
+    started.store.set_mode(Mode::Primary, WAIT).unwrap();
+    let pos = started.db.import(copy.path()).unwrap();
+    assert_eq!((started.db.health(), pos.txid), (Health::Ok, end.txid.next()));
+    let write = reader(&started);
+    assert_eq!((count(&write), integrity(&write)), (ROWS, "ok".to_owned()));
+    write.execute("INSERT INTO t(x) VALUES('on')", []).unwrap();
+    assert_eq!(started.db.position_now().unwrap().txid, pos.txid.next());
+    drop(write);
+    let again = killed(&started);
+    assert_eq!((again.db.health(), again.db.pos()), (Health::Ok, started.db.pos()));
+}
