@@ -53,7 +53,7 @@ impl Database {
     pub(super) fn capture_committed(&self, state: &mut CaptureState, ends: Ends) -> io::Result<()> {
         let start = Instant::now();
         while self.capture_wal(state)? == Looked::Unreadable {
-            let wait = self.shm().is_some() && !self.exclusive_client()?;
+            let wait = self.shm().is_some() && !self.heap_client()?;
             if !wait {
                 // Nobody shares an index: what SQLite's recovery would find is what is committed.
                 return self.capture_by_walking(state, ends);
@@ -106,7 +106,7 @@ impl Database {
     /// As [`Self::capture_wal`].
     pub(super) fn capture_heap_index(&self, state: &mut CaptureState, ends: Ends) -> io::Result<Looked> {
         let Some(wal) = self.files.wal()? else { return Ok(Looked::Nothing) };
-        if !frame_follows(&wal, state)? || !self.exclusive_client()? {
+        if !frame_follows(&wal, state)? || !self.heap_client()? {
             return Ok(Looked::Nothing);
         }
         let before = state.pos;
@@ -198,10 +198,35 @@ impl Database {
         Ok(holder.is_some_and(|holder| holder.kind == LockKind::Exclusive))
     }
 
-    /// Captures along the WAL's checksum chain, from the last captured frame on; also what lies behind gaps in it.
+    /// Whether a client keeps the wal-index in its heap: it has the database to itself, and nobody has the shm open. (The last one to
+    /// close takes EXCLUSIVE as well, but its index is in the shm; frames that this does not know are of a writer that was killed.)
+    fn heap_client(&self) -> io::Result<bool> {
+        if !self.exclusive_client()? {
+            return Ok(false);
+        }
+        // Whoever has the shm open holds DMS.
+        let Some(shm) = self.shm() else { return Ok(true) };
+        Ok(locks::holder(&shm.link.fence, locks::DMS, LockKind::Exclusive)?.is_none())
+    }
+
+    /// The shm is about to be unlinked by the last client that closes, and everything that it knows of is captured: whatever else is in the
+    /// WAL, which goes next, is not committed.
+    pub(super) fn index_ends(&self, state: &mut CaptureState) -> io::Result<()> {
+        state.wal.ended = match self.files.wal()? {
+            Some(wal) => Some(WalFile::of(&wal)?),
+            None => None,
+        };
+        Ok(())
+    }
+
+    /// Captures along the WAL's checksum chain, from the last captured frame on; for a client with its index in its heap also what lies
+    /// behind gaps in it.
     fn capture_by_walking(&self, state: &mut CaptureState, ends: Ends) -> io::Result<()> {
         let Some(wal) = self.files.wal()? else { return Ok(()) };
         let Some(header) = WalHeader::read(&wal)? else { return Ok(()) };
+        if state.wal.ended.is_some() && state.wal.ended == Some(WalFile::of(&wal)?) {
+            return Ok(());
+        }
         let at = generation(state, &header).copied().unwrap_or_default();
         let stamp = WalStamp::take(&wal, &at)?;
         if stamp.is_some() && stamp == state.wal.fruitless {
@@ -214,7 +239,7 @@ impl Database {
             WalWalk::resume(&wal, header, at.frame, chain)
         };
         // The client's own index knows these frames, whatever its version forgot to write into them.
-        let mut walk = walk.crossing_gaps();
+        let mut walk = if self.heap_client()? { walk.crossing_gaps() } else { walk };
         let all = ends == Ends::All || age(&wal.metadata()?)? > SETTLED;
         if !all {
             walk = walk.only_proven();
@@ -260,6 +285,21 @@ impl WalStamp {
             salt: captured.salt,
             captured: captured.frame,
         }))
+    }
+}
+
+/// A WAL's file, to see whether it was written since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WalFile {
+    ino: u64,
+    len: u64,
+    modified: SystemTime,
+}
+
+impl WalFile {
+    fn of(wal: &File) -> io::Result<Self> {
+        let metadata = wal.metadata()?;
+        Ok(Self { ino: metadata.ino(), len: metadata.len(), modified: metadata.modified()? })
     }
 }
 

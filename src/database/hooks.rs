@@ -256,6 +256,7 @@ impl Database {
         {
             let mut state = self.capture.lock();
             self.capture_barrier(&mut state)?;
+            self.index_ends(&mut state)?;
             self.files.remove(FileKind::Shm)?;
         }
         self.detach(FileKind::Shm);

@@ -23,6 +23,8 @@ pub(crate) struct WalProgress {
     pub(crate) previous: Generation,
     /// The WAL as it was when its frames were walked for commits in vain.
     pub(super) fruitless: Option<super::barrier::WalStamp>,
+    /// The WAL as it was when the last client that closed removed its index: nothing else in it is committed.
+    pub(super) ended: Option<super::barrier::WalFile>,
     /// Reused from transaction to transaction.
     scratch: Scratch,
 }

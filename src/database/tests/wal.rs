@@ -2,6 +2,9 @@
 
 use super::model::Model;
 use super::*;
+use crate::kernel::FileKind;
+use crate::sqlite::locks::{self, LockKind};
+use crate::sqlite::wal::{FrameHeader, frame_len, frame_offset};
 
 pub(super) const WAL: &str = "PRAGMA journal_mode=wal; CREATE TABLE t(id INTEGER PRIMARY KEY, x);";
 
@@ -220,6 +223,36 @@ fn an_exclusive_client_with_its_index_in_its_heap_is_captured_too() {
     exclusive.run("INSERT INTO t VALUES(3, 'z')").expect("writes");
     wait_until("the sweep captures it", || database.pos().txid.0 == 4);
     check(&database, &mut model, &exclusive);
+}
+
+/// SQLite before 3.51, killed after its commit frame and before it completed the checksums and the wal-index: to SQLite that is no transaction.
+#[test]
+fn what_a_killed_writer_left_does_not_come_in_when_the_last_client_closes() {
+    use std::os::unix::fs::FileExt;
+
+    let node = Node::start(Mode::Primary);
+    let (database, client) = node.database("db", WAL);
+    client.run("INSERT INTO t VALUES(1, 'x')").expect("writes");
+    let pos = database.position_now().expect("captures");
+    let shm = database.shm().expect("attached");
+    let header = shm.index.read_header().expect("reads").expect("valid");
+    client.kill();
+    let left = FrameHeader { pgno: 2, commit: header.page_count, salt: [0, 0], checksum: [0, 0] };
+    let mut frame = left.encode().to_vec();
+    frame.resize(frame_len(header.page_size) as usize, 7);
+    let wal = database.files.wal().expect("opens").expect("there is one");
+    wal.write_all_at(&frame, frame_offset(header.mx_frame + 1, header.page_size)).expect("writes");
+    // A client that has opened database and shm, and is about to remove both: it has the database to itself.
+    let open = |kind| std::fs::File::options().read(true).write(true).open(database.files.path(kind)).expect("opens");
+    let (file, index) = (open(FileKind::Database), open(FileKind::Shm));
+    assert!(locks::try_lock(&index, locks::DMS, LockKind::Shared).expect("asks"));
+    assert!(locks::lock_within(&file, locks::SHARED, LockKind::Exclusive, WAIT).expect("asks"));
+    database.capture_barrier(&mut database.capture.lock()).expect("captures");
+    assert_eq!(database.pos(), pos, "its checkpoint brings it in");
+    database.shm_unlink().expect("unlinks");
+    drop(index);
+    database.wal_unlink().expect("unlinks");
+    assert_eq!(database.pos(), pos, "removing the WAL brings it in");
 }
 
 #[test]
