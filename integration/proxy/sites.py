@@ -10,6 +10,7 @@ import time
 from chaos import local
 from chaos.checker import wait_until
 from chaos.cluster import info
+from chaos.web import refuses
 
 from .clients import curl
 
@@ -131,6 +132,8 @@ class Sites(local.Cluster):
         self.lose_consul()
         primary.kill()
         try:
+            # A worker that is only about to die still takes connections: what is sent on one may have been executed.
+            wait_until(lambda: refuses(primary.proxy), 30, "the primary takes no connections")
             yield
         finally:
             self.find_consul()
