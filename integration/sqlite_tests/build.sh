@@ -7,7 +7,8 @@ cache=${LITEFS_CACHE:-$here/../.cache}/sqlite
 mkdir -p "$cache"
 exec 9>"$cache/lock"
 flock 9
-if [ -x "$cache/source/testfixture" ] && [ -x "$cache/source/mptester" ]; then
+recipe=$(sha256sum "$here/build.sh" | cut -d' ' -f1)
+if [ -x "$cache/source/testfixture" ] && [ -x "$cache/source/mptester" ] && [ "$(cat "$cache/source/recipe" 2>/dev/null)" = "$recipe" ]; then
   echo "$cache/source"
   exit 0
 fi
@@ -37,4 +38,5 @@ grep -q '^sqlite3_test_control_pending_byte' test/walthread.test
 ./configure --enable-debug=no >"$cache/configure.log" 2>&1
 make -j2 testfixture mptester >"$cache/make.log" 2>&1 || { tail -n 40 "$cache/make.log" >&2; exit 1; }
 [ -x mptester ] || mv mptest mptester 2>/dev/null || true
+echo "$recipe" >recipe
 echo "$cache/source"

@@ -213,7 +213,7 @@ impl Database {
     /// WAL, which goes next, is not committed.
     pub(super) fn index_ends(&self, state: &mut CaptureState) -> io::Result<()> {
         state.wal.ended = match self.files.wal()? {
-            Some(wal) => Some(WalFile::of(&wal)?),
+            Some(wal) => Some(WalFile::of(&wal.metadata()?)?),
             None => None,
         };
         Ok(())
@@ -224,12 +224,11 @@ impl Database {
     fn capture_by_walking(&self, state: &mut CaptureState, ends: Ends) -> io::Result<()> {
         let Some(wal) = self.files.wal()? else { return Ok(()) };
         let Some(header) = WalHeader::read(&wal)? else { return Ok(()) };
-        if state.wal.ended.is_some() && state.wal.ended == Some(WalFile::of(&wal)?) {
-            return Ok(());
-        }
+        let metadata = wal.metadata()?;
         let at = generation(state, &header).copied().unwrap_or_default();
-        let stamp = WalStamp::take(&wal, &at)?;
-        if stamp.is_some() && stamp == state.wal.fruitless {
+        let stamp = WalStamp::take(&metadata, &at)?;
+        let is_fruitless = stamp.is_some() && stamp == state.wal.fruitless;
+        if is_fruitless || state.wal.ended == Some(WalFile::of(&metadata)?) {
             return Ok(());
         }
         let walk = if at.frame == 0 || !is_unchanged(&wal, &header, &at)? {
@@ -240,7 +239,7 @@ impl Database {
         };
         // The client's own index knows these frames, whatever its version forgot to write into them.
         let mut walk = if self.heap_client()? { walk.crossing_gaps() } else { walk };
-        let all = ends == Ends::All || age(&wal.metadata()?)? > SETTLED;
+        let all = ends == Ends::All || age(&metadata)? > SETTLED;
         if !all {
             walk = walk.only_proven();
         }
@@ -262,32 +261,6 @@ impl Database {
     }
 }
 
-/// By which a WAL that was walked in vain is known again: what a large transaction left that was not committed need not be read
-/// for every page that a client moves to the database file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct WalStamp {
-    ino: u64,
-    len: u64,
-    modified: SystemTime,
-    salt: Salt,
-    captured: u32,
-}
-
-impl WalStamp {
-    /// `None` when the last write was so short ago that another one may leave the same time.
-    fn take(wal: &File, captured: &Generation) -> io::Result<Option<Self>> {
-        let metadata = wal.metadata()?;
-        let (ino, len, modified) = (metadata.ino(), metadata.len(), metadata.modified()?);
-        Ok((age(&metadata)? > TIMESTAMP_GRAIN).then_some(Self {
-            ino,
-            len,
-            modified,
-            salt: captured.salt,
-            captured: captured.frame,
-        }))
-    }
-}
-
 /// A WAL's file, to see whether it was written since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WalFile {
@@ -297,9 +270,25 @@ pub(crate) struct WalFile {
 }
 
 impl WalFile {
-    fn of(wal: &File) -> io::Result<Self> {
-        let metadata = wal.metadata()?;
+    fn of(metadata: &Metadata) -> io::Result<Self> {
         Ok(Self { ino: metadata.ino(), len: metadata.len(), modified: metadata.modified()? })
+    }
+}
+
+/// By which a WAL that was walked in vain is known again: what a large transaction left that was not committed need not be read
+/// for every page that a client moves to the database file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WalStamp {
+    file: WalFile,
+    salt: Salt,
+    captured: u32,
+}
+
+impl WalStamp {
+    /// `None` when the last write was so short ago that another one may leave the same time.
+    fn take(wal: &Metadata, captured: &Generation) -> io::Result<Option<Self>> {
+        let stamp = Self { file: WalFile::of(wal)?, salt: captured.salt, captured: captured.frame };
+        Ok((age(wal)? > TIMESTAMP_GRAIN).then_some(stamp))
     }
 }
 

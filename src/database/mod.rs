@@ -9,9 +9,11 @@
 //! # Locks, in the order in which they may be taken
 //! 1. [`Database::action`]: one engine action at a time (checkpoint, apply, import, fence). Never taken by a hook, so
 //!    calls into the [`Kernel`](crate::Kernel) are allowed under it.
-//! 2. [`Database::capture`]: what is captured, and the log. Hooks take it: never call the kernel under it, and never wait
+//! 2. [`links::ShmLink::write_index`]: by which of the engine's threads the wal-index is written behind the fence (SQLite's WRITE does not tell
+//!    them apart). Taken by a hook, too, so never held while waiting for a client.
+//! 3. [`Database::capture`]: what is captured, and the log. Hooks take it: never call the kernel under it, and never wait
 //!    for a SQLite lock under it (who holds that lock may be waiting in a hook).
-//! 3. Leaves: [`Database::links`], [`Database::health`], positions, the descriptors in [`files::Files`].
+//! 4. Leaves: [`Database::links`], [`Database::health`], positions, the descriptors in [`files::Files`].
 
 mod apply;
 mod barrier;
