@@ -150,9 +150,18 @@ impl Drop for Injected {
 /// Makes the next `count` calls labelled `label` on this thread fail with `errno`.
 #[must_use]
 pub fn on_this_thread(label: &str, errno: i32, count: u64) -> Injected {
-    THREAD.with(|faults| {
-        faults.borrow_mut().push(Fault { label: label.to_owned(), what: What::Errno(errno), left: count, after: 0 });
-    });
+    inject(Fault { label: label.to_owned(), what: What::Errno(errno), left: count, after: 0 })
+}
+
+/// Makes one call labelled `label` on this thread fail with `errno`, after so many that go through.
+#[cfg(test)]
+#[must_use]
+pub(crate) fn on_this_thread_after(label: &str, errno: i32, after: u64) -> Injected {
+    inject(Fault { label: label.to_owned(), what: What::Errno(errno), left: 1, after })
+}
+
+fn inject(fault: Fault) -> Injected {
+    THREAD.with(|faults| faults.borrow_mut().push(fault));
     Injected(())
 }
 

@@ -9,7 +9,7 @@ use super::{Digest, HEADER_BYTES, Header, LtxError, TRAILER_BYTES, Trailer};
 use crate::Checksum;
 use crate::sqlite::page::page_checksum;
 
-enum Source<R: Read> {
+pub(super) enum Source<R: Read> {
     Plain(R),
     Lz4(Box<FrameDecoder<R>>),
 }
@@ -53,14 +53,25 @@ impl<R: Read> Decoder<R> {
     ///
     /// # Errors
     /// A broken rule of the header, [`LtxError::Truncated`], or the reader's error.
-    pub fn new(mut reader: R) -> Result<Self, LtxError> {
+    pub fn new(reader: R) -> Result<Self, LtxError> {
+        Self::reusing(reader, None)
+    }
+
+    /// As [`Self::new`], with the buffers of a decompressor that has read a whole frame of the same layout.
+    pub(super) fn reusing(mut reader: R, kept: Option<Box<FrameDecoder<R>>>) -> Result<Self, LtxError> {
         let mut bytes = [0; HEADER_BYTES];
         fill(&mut reader, &mut bytes, "header")?;
         let header = Header::parse(&bytes)?;
         let mut digest = Digest::new();
         digest.update(&bytes);
-        let source =
-            if header.compressed { Source::Lz4(Box::new(FrameDecoder::new(reader))) } else { Source::Plain(reader) };
+        let source = match kept {
+            _ if !header.compressed => Source::Plain(reader),
+            None => Source::Lz4(Box::new(FrameDecoder::new(reader))),
+            Some(mut lz4) => {
+                *lz4.get_mut() = reader;
+                Source::Lz4(lz4)
+            }
+        };
         Ok(Self { source, header, order: PageOrder::new(&header), digest, pages: Checksum::EMPTY, ended: false })
     }
 
@@ -120,17 +131,27 @@ impl<R: Read> Decoder<R> {
     ///
     /// # Errors
     /// Damage, or the reader's error.
-    pub fn finish(mut self) -> Result<(Trailer, R), LtxError> {
+    pub fn finish(self) -> Result<(Trailer, R), LtxError> {
+        let (trailer, source) = self.end()?;
+        let reader = match source {
+            Source::Plain(reader) => reader,
+            Source::Lz4(decoder) => decoder.into_inner(),
+        };
+        Ok((trailer, reader))
+    }
+
+    /// As [`Self::finish`]; the reader comes back inside of its decompressor.
+    pub(super) fn end(mut self) -> Result<(Trailer, Source<R>), LtxError> {
         if !self.ended {
             let mut page = vec![0; self.header.page_size as usize];
             while self.next_page(&mut page)?.is_some() {}
         }
-        let mut reader = match self.source {
+        let reader = match &mut self.source {
             Source::Plain(reader) => reader,
-            Source::Lz4(decoder) => decoder.into_inner(),
+            Source::Lz4(decoder) => decoder.get_mut(),
         };
         let mut bytes = [0; TRAILER_BYTES];
-        fill(&mut reader, &mut bytes, "trailer")?;
+        fill(reader, &mut bytes, "trailer")?;
         let trailer = Trailer::parse(&bytes);
         self.digest.update(&bytes[..8]);
         let actual = self.digest.checksum();
@@ -138,6 +159,6 @@ impl<R: Read> Decoder<R> {
             return Err(LtxError::FileChecksum { expected: trailer.file_checksum, actual });
         }
         check_post_apply(&self.header, self.pages, trailer.post_apply)?;
-        Ok((trailer, reader))
+        Ok((trailer, self.source))
     }
 }

@@ -25,6 +25,7 @@ mod decoder;
 mod encoder;
 mod header;
 mod image;
+mod unpack;
 mod verify;
 
 #[cfg(test)]
@@ -38,6 +39,7 @@ pub use decoder::Decoder;
 pub use encoder::Encoder;
 pub use header::{HEADER_BYTES, Header, TRAILER_BYTES, Trailer};
 pub use image::{Image, ImageBuilder};
+pub use unpack::{Unpacked, Unpacker};
 pub use verify::{Summary, verify};
 
 use std::io;

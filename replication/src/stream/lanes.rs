@@ -1,5 +1,5 @@
 //! The threads that apply: records of one database always go through the same lane, in order; different databases do
-//! not wait for each other (up to the number of lanes).
+//! not wait for each other (up to the number of lanes). Records that wait together are applied together.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use litefs::database::ApplyError;
-use litefs::ltx::Header;
-use litefs::{DbName, Pos, Store};
+use litefs::database::{ApplyError, Incoming};
+use litefs::ltx::{Header, Unpacker};
+use litefs::{Database, DbName, Pos, Store};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -22,8 +22,12 @@ use crate::problems::Problems;
 
 /// Threads.
 const LANES: usize = 4;
-/// Jobs waiting per lane.
-const JOBS_MAX: usize = 64;
+/// Batches of jobs waiting per lane; what the records in them take is bounded by the receiver's budget.
+const BATCHES_MAX: usize = 16;
+/// A lane with this many jobs at hand looks for no more before it has done them.
+const JOBS_MAX: usize = 512;
+/// Verified records that wait for being applied take up to this many bytes of pages.
+const VERIFIED_BYTES_MAX: usize = 4 << 20;
 
 /// What is known of one connection to the primary, while its records are applied.
 #[derive(Debug, Default)]
@@ -63,7 +67,7 @@ impl Connection {
 /// The bytes of an LTX file.
 pub(crate) enum Input {
     /// Complete.
-    Memory { chunks: Vec<Bytes>, _budget: OwnedSemaphorePermit },
+    Memory { image: Bytes, budget: OwnedSemaphorePermit },
     /// Still arriving: chunks, then [`Pipe::End`]. When the sender goes away before that, reading fails.
     Piped { first: Vec<Bytes>, rest: mpsc::Receiver<Pipe> },
 }
@@ -74,37 +78,22 @@ pub(crate) enum Pipe {
     End,
 }
 
-impl Input {
-    pub(super) fn reader(self) -> InputReader {
-        match self {
-            Self::Memory { chunks, _budget } => InputReader {
-                chunks: chunks.into_iter(),
-                now: Bytes::new(),
-                rest: None,
-                cut: false,
-                _budget: Some(_budget),
-            },
-            Self::Piped { first, rest } => InputReader {
-                chunks: first.into_iter(),
-                now: Bytes::new(),
-                rest: Some(rest),
-                cut: false,
-                _budget: None,
-            },
-        }
-    }
-}
-
-pub(super) struct InputReader {
+/// A file that is still arriving.
+pub(super) struct PipeReader {
     chunks: std::vec::IntoIter<Bytes>,
     now: Bytes,
     rest: Option<mpsc::Receiver<Pipe>>,
     /// The stream ended inside the file: nobody's fault here.
     cut: bool,
-    _budget: Option<OwnedSemaphorePermit>,
 }
 
-impl Read for InputReader {
+impl PipeReader {
+    pub(super) fn new(first: Vec<Bytes>, rest: mpsc::Receiver<Pipe>) -> Self {
+        Self { chunks: first.into_iter(), now: Bytes::new(), rest: Some(rest), cut: false }
+    }
+}
+
+impl Read for PipeReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         while self.now.is_empty() {
             if let Some(chunk) = self.chunks.next() {
@@ -150,6 +139,27 @@ pub(crate) enum Job {
     },
 }
 
+impl Job {
+    /// Whether it is a record in memory of this database, from this connection.
+    fn joins(&self, connection: &Arc<Connection>, db: &DbName) -> bool {
+        match self {
+            Self::Apply { connection: its, db: name, input: Input::Memory { .. }, .. } => {
+                Arc::ptr_eq(its, connection) && name == db
+            }
+            _ => false,
+        }
+    }
+
+    fn waiting(self) -> Option<Waiting> {
+        match self {
+            Self::Apply { header, input: Input::Memory { image, budget }, mark, .. } => {
+                Some(Waiting { header, image, _budget: budget, _mark: mark })
+            }
+            _ => None,
+        }
+    }
+}
+
 /// What a lane works with.
 pub(crate) struct LaneParts {
     pub(crate) store: Arc<Store>,
@@ -160,7 +170,26 @@ pub(crate) struct LaneParts {
 
 /// The lanes; the threads end when this is dropped.
 pub(crate) struct Lanes {
-    lanes: Vec<mpsc::Sender<Job>>,
+    lanes: Vec<mpsc::Sender<Vec<Job>>>,
+}
+
+/// Jobs that arrived together, for each lane in order: handed over at once, so that a lane is woken once for all of them.
+#[derive(Default)]
+pub(crate) struct Batch {
+    by_lane: [Vec<Job>; LANES],
+}
+
+impl Batch {
+    pub(crate) fn push(&mut self, db: &DbName, job: Job) {
+        self.by_lane[lane_of(db)].push(job);
+    }
+}
+
+fn lane_of(db: &DbName) -> usize {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    db.hash(&mut hasher);
+    (hasher.finish() % LANES as u64) as usize
 }
 
 impl Lanes {
@@ -168,11 +197,17 @@ impl Lanes {
         let parts = Arc::new(parts);
         let mut lanes = Vec::with_capacity(LANES);
         for number in 0..LANES {
-            let (sender, mut jobs) = mpsc::channel(JOBS_MAX);
+            let (sender, mut batches) = mpsc::channel::<Vec<Job>>(BATCHES_MAX);
             let parts = parts.clone();
             std::thread::Builder::new().name(format!("litefs-apply-{number}")).spawn(move || {
-                while let Some(job) = jobs.blocking_recv() {
-                    parts.run(job);
+                let mut unpacker = Unpacker::new();
+                while let Some(mut jobs) = batches.blocking_recv() {
+                    while jobs.len() < JOBS_MAX
+                        && let Ok(more) = batches.try_recv()
+                    {
+                        jobs.extend(more);
+                    }
+                    parts.run(jobs, &mut unpacker);
                 }
             })?;
             lanes.push(sender);
@@ -180,24 +215,20 @@ impl Lanes {
         Ok(Self { lanes })
     }
 
-    fn lane(&self, db: &DbName) -> &mpsc::Sender<Job> {
-        use std::hash::{DefaultHasher, Hash, Hasher};
-        let mut hasher = DefaultHasher::new();
-        db.hash(&mut hasher);
-        let index = hasher.finish() % self.lanes.len() as u64;
-        &self.lanes[index as usize]
-    }
-
-    /// Queues a job of one database; waits while its lane is full.
-    pub(crate) async fn queue(&self, db: &DbName, job: Job) {
-        // The threads live as long as this; a lane can only be gone when the process ends.
-        let _ = self.lane(db).send(job).await;
+    /// Queues what a batch holds and empties it; waits while a lane is full.
+    pub(crate) async fn queue(&self, batch: &mut Batch) {
+        for (lane, jobs) in self.lanes.iter().zip(&mut batch.by_lane) {
+            if !jobs.is_empty() {
+                // The threads live as long as this; a lane can only be gone when the process ends.
+                let _ = lane.send(std::mem::take(jobs)).await;
+            }
+        }
     }
 
     /// Drops `mark` when everything queued so far is done.
     pub(crate) async fn mark(&self, mark: Mark) {
         for lane in &self.lanes {
-            let _ = lane.send(Job::Mark { _mark: mark.clone() }).await;
+            let _ = lane.send(vec![Job::Mark { _mark: mark.clone() }]).await;
         }
     }
 
@@ -210,52 +241,127 @@ impl Lanes {
     }
 }
 
+/// A record in memory, on its way into its database.
+struct Waiting {
+    header: Header,
+    image: Bytes,
+    /// Both dropped when it has been applied, or has failed and the connection knows.
+    _budget: OwnedSemaphorePermit,
+    _mark: Option<Mark>,
+}
+
 impl LaneParts {
-    fn run(&self, job: Job) {
-        let (connection, db, result, _mark) = match job {
-            Job::Mark { .. } => return,
-            Job::Apply { connection, db, header, input, mark } => {
-                if connection.has_failed(&db) {
-                    return;
+    fn run(&self, jobs: Vec<Job>, unpacker: &mut Unpacker) {
+        let mut jobs = jobs.into_iter().peekable();
+        while let Some(job) = jobs.next() {
+            match job {
+                Job::Mark { .. } => {}
+                Job::Drop { connection, db } => {
+                    self.note(&connection, &db, guarded(|| self.drop_database(&db)));
                 }
-                let result = guarded(|| self.apply(&db, &header, input));
-                (connection, db, result, mark)
-            }
-            Job::Drop { connection, db } => {
-                let result = guarded(|| self.drop_database(&db));
-                (connection, db, result, None)
-            }
-        };
-        match result {
-            Ok(()) => self.problems.works(&db),
-            Err(cause) => {
-                let retry = self.problems.failed(&db, cause, self.retry_first);
-                connection.fail(&db, retry);
+                Job::Apply { connection, db, header, input: Input::Piped { first, rest }, mark: _mark } => {
+                    if !connection.has_failed(&db) {
+                        self.note(&connection, &db, guarded(|| self.apply_piped(&db, &header, first, rest)));
+                    }
+                }
+                Job::Apply { connection, db, header, input: Input::Memory { image, budget }, mark } => {
+                    let mut waiting = vec![Waiting { header, image, _budget: budget, _mark: mark }];
+                    waiting.extend(std::iter::from_fn(|| jobs.next_if(|job| job.joins(&connection, &db))?.waiting()));
+                    if !connection.has_failed(&db) {
+                        self.note(&connection, &db, guarded(|| self.apply_waiting(&db, &waiting, unpacker)));
+                    }
+                }
             }
         }
     }
 
-    fn apply(&self, name: &DbName, header: &Header, input: Input) -> Result<(), String> {
-        let db = match self.store.database(name.as_str()) {
-            Some(db) => db,
-            None => self.store.create(name).map_err(|error| format!("create the database: {error}"))?,
-        };
-        // Made here under the HALT lock, and here already.
-        if header.node_id == self.store.node_id() && header.max_txid <= db.pos().txid {
+    /// Remembers how it went.
+    fn note(&self, connection: &Connection, db: &DbName, result: Result<(), String>) {
+        match result {
+            Ok(()) => self.problems.works(db),
+            Err(cause) => {
+                let retry = self.problems.failed(db, cause, self.retry_first);
+                connection.fail(db, retry);
+            }
+        }
+    }
+
+    fn database(&self, name: &DbName) -> Result<Arc<Database>, String> {
+        match self.store.database(name.as_str()) {
+            Some(db) => Ok(db),
+            None => self.store.create(name).map_err(|error| format!("create the database: {error}")),
+        }
+    }
+
+    /// Made here under the HALT lock, and here already.
+    fn is_here(&self, db: &Database, header: &Header) -> bool {
+        header.node_id == self.store.node_id() && header.max_txid <= db.pos().txid
+    }
+
+    /// Applies records that wait for the same database: verified first, then many at once.
+    fn apply_waiting(&self, name: &DbName, waiting: &[Waiting], unpacker: &mut Unpacker) -> Result<(), String> {
+        let db = self.database(name)?;
+        let mut verified = Vec::with_capacity(waiting.len());
+        let mut bytes = 0;
+        for record in waiting {
+            if self.is_here(&db, &record.header) {
+                continue;
+            }
+            match Incoming::in_memory(&record.image, unpacker) {
+                Ok(record) => {
+                    bytes += record.contents_len().unwrap_or_default();
+                    verified.push(record);
+                }
+                Err(error) => {
+                    self.apply_verified(&db, &mut verified)?;
+                    return Err(explain(&error));
+                }
+            }
+            if bytes >= VERIFIED_BYTES_MAX {
+                self.apply_verified(&db, &mut verified)?;
+                bytes = 0;
+            }
+        }
+        self.apply_verified(&db, &mut verified)
+    }
+
+    fn apply_verified(&self, db: &Arc<Database>, records: &mut Vec<Incoming>) -> Result<(), String> {
+        let (applied, result) = db.apply_all(records);
+        for record in records.drain(..).take(applied) {
+            self.applied(record.header());
+        }
+        tracing::debug!(db = %db.name(), pos = %db.pos(), records = applied, "applied");
+        result.map_err(|error| explain(&error))
+    }
+
+    /// Applies a file that is still arriving.
+    fn apply_piped(
+        &self,
+        name: &DbName,
+        header: &Header,
+        first: Vec<Bytes>,
+        rest: mpsc::Receiver<Pipe>,
+    ) -> Result<(), String> {
+        let db = self.database(name)?;
+        if self.is_here(&db, header) {
             return Ok(());
         }
-        let mut reader = input.reader();
+        let mut reader = PipeReader::new(first, rest);
         let pos = match db.apply(&mut reader) {
             Ok(pos) => pos,
             Err(_) if reader.cut => return Ok(()),
             Err(error) => return Err(explain(&error)),
         };
-        let lag_ms = now_ms().saturating_sub(i64::try_from(header.timestamp_ms).unwrap_or(i64::MAX)).max(0);
-        if !header.is_snapshot() {
-            self.metrics.applied(lag_ms as f64 / 1e3);
-        }
+        self.applied(header);
         tracing::debug!(db = %name, %pos, "applied");
         Ok(())
+    }
+
+    fn applied(&self, header: &Header) {
+        if !header.is_snapshot() {
+            let timestamp_ms = i64::try_from(header.timestamp_ms).unwrap_or(i64::MAX);
+            self.metrics.applied(now_ms().saturating_sub(timestamp_ms).max(0) as f64 / 1e3);
+        }
     }
 
     /// The primary has never heard of this database: what is here is nobody else's, and is kept aside.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::Method;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -13,7 +13,7 @@ use litefs::{DbName, Pos, Store};
 use litefs_lease::{LeaseId, PrimaryInfo};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use super::lanes::{Connection, Input, Job, Lanes, Mark, Pipe};
+use super::lanes::{Batch, Connection, Input, Job, Lanes, Mark, Pipe};
 use super::{SILENCE_MAX, now_ms};
 use crate::lag::Lag;
 use crate::peer::{Peer, full, query_escape};
@@ -109,7 +109,12 @@ impl Receiver {
         let _connected = Connected(&self.connected);
         tracing::info!(primary = %primary.hostname, "connected to the primary");
         let connection = Arc::new(Connection::default());
-        let end = Following { receiver: self, connection, arriving: Arriving::Nothing, ready: false }.run(body).await;
+        let batch = Batch::default();
+        let mut following = Following { receiver: self, connection, arriving: Arriving::Nothing, batch, ready: false };
+        let end = following.run(body).await;
+        following.flush().await;
+        // A lane that waits for the rest of a file learns by this that there is none.
+        drop(following);
         self.lanes.settle().await;
         end
     }
@@ -168,6 +173,8 @@ struct Following<'a> {
     receiver: &'a Receiver,
     connection: Arc<Connection>,
     arriving: Arriving,
+    /// What has arrived and is not handed to the lanes yet: at the latest when there is nothing more to decode.
+    batch: Batch,
     ready: bool,
 }
 
@@ -201,7 +208,10 @@ impl Following<'_> {
             decoder.push(&data);
             loop {
                 match decoder.next_item() {
-                    Ok(None) => break,
+                    Ok(None) => {
+                        self.flush().await;
+                        break;
+                    }
                     Ok(Some(item)) => {
                         if let Some(end) = self.item(item).await {
                             return end;
@@ -226,7 +236,7 @@ impl Following<'_> {
             }
             Item::Frame(Frame::DropDatabase { name }) => {
                 let job = Job::Drop { connection: self.connection.clone(), db: name.clone() };
-                self.receiver.lanes.queue(&name, job).await;
+                self.batch.push(&name, job);
             }
             Item::Frame(Frame::Ready) => {
                 self.ready = true;
@@ -241,8 +251,9 @@ impl Following<'_> {
     }
 
     /// Moves the lag on when everything received so far has been applied.
-    async fn in_sync_at(&self, timestamp_ms: i64) {
+    async fn in_sync_at(&mut self, timestamp_ms: i64) {
         if let Some(mark) = self.in_sync(timestamp_ms, true) {
+            self.flush().await;
             self.receiver.lanes.mark(mark).await;
         }
     }
@@ -279,7 +290,9 @@ impl Following<'_> {
         let header = header(&db, &chunks)?;
         let (pipe, rest) = mpsc::channel(PIPE_CHUNKS_MAX);
         let input = Input::Piped { first: chunks, rest };
-        self.queue(db, header, input).await;
+        self.queue(db, header, input);
+        // The lane must be reading before the rest is sent.
+        self.flush().await;
         self.arriving = Arriving::Piping { pipe };
         Ok(())
     }
@@ -292,25 +305,46 @@ impl Following<'_> {
             }
             Arriving::Collecting { db, chunks, len } => {
                 let header = header(&db, &chunks)?;
-                let _budget = self.budget(len).await?;
-                self.queue(db, header, Input::Memory { chunks, _budget }).await;
+                let budget = self.budget(len).await?;
+                self.queue(db, header, Input::Memory { image: in_one_piece(chunks, len), budget });
             }
         }
         Ok(())
     }
 
-    async fn queue(&self, db: DbName, header: Header, input: Input) {
+    fn queue(&mut self, db: DbName, header: Header, input: Input) {
         // A busy primary sends no heartbeats: then its transactions tell the time.
         let mark = i64::try_from(header.timestamp_ms).ok().and_then(|timestamp_ms| self.in_sync(timestamp_ms, false));
         let job = Job::Apply { connection: self.connection.clone(), db: db.clone(), header, input, mark };
-        self.receiver.lanes.queue(&db, job).await;
+        self.batch.push(&db, job);
     }
 
-    async fn budget(&self, len: usize) -> Result<OwnedSemaphorePermit, String> {
+    /// Hands what has arrived to the lanes.
+    async fn flush(&mut self) {
+        self.receiver.lanes.queue(&mut self.batch).await;
+    }
+
+    async fn budget(&mut self, len: usize) -> Result<OwnedSemaphorePermit, String> {
         // A file in memory is at most MEMORY_FILE_BYTES_MAX and one chunk long, so the number fits.
         let permits = u32::try_from(len).unwrap_or(u32::MAX);
+        if let Ok(budget) = self.receiver.memory.clone().try_acquire_many_owned(permits) {
+            return Ok(budget);
+        }
+        // What is not handed over yet holds a part of it.
+        self.flush().await;
         self.receiver.memory.clone().acquire_many_owned(permits).await.map_err(|error| error.to_string())
     }
+}
+
+fn in_one_piece(mut chunks: Vec<Bytes>, len: usize) -> Bytes {
+    if chunks.len() == 1 {
+        return chunks.pop().unwrap_or_default();
+    }
+    let mut image = BytesMut::with_capacity(len);
+    for chunk in chunks {
+        image.extend_from_slice(&chunk);
+    }
+    image.freeze()
 }
 
 /// The header, from the first chunks of a file.

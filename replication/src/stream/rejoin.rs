@@ -12,7 +12,7 @@ use litefs::{DbName, Pos};
 use tokio::sync::mpsc;
 
 use super::SILENCE_MAX;
-use super::lanes::{Input, Pipe};
+use super::lanes::{Pipe, PipeReader};
 use super::receiver::{ANSWER_MAX, PIPE_CHUNKS_MAX, Receiver};
 use crate::peer::{Peer, PeerError, full, query_escape};
 use crate::wire::{decode_position_map, encode_position_map, encode_tail};
@@ -79,7 +79,7 @@ impl Receiver {
         let body = answer.map_err(|error| error.to_string())?.into_body();
         let (pipe, rest) = mpsc::channel(PIPE_CHUNKS_MAX);
         let applying = tokio::task::spawn_blocking(move || {
-            let mut record = Input::Piped { first: Vec::new(), rest }.reader();
+            let mut record = PipeReader::new(Vec::new(), rest);
             db.rejoin(&mut record)
         });
         let received = receive(body, pipe).await;

@@ -136,7 +136,7 @@ impl Database {
             Err(ApplyError::Io(error)) if error.kind() == io::ErrorKind::TimedOut => {
                 // Readers stay: beside them it goes through the WAL, if there is one.
                 match self.wal_to_use(record)? {
-                    Some(shm) => self.apply_to_wal(&shm, record, Logged::No),
+                    Some(shm) => self.apply_to_wal(&shm, std::slice::from_mut(record), Logged::No),
                     None => Err(error.into()),
                 }
             }

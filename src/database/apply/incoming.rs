@@ -1,5 +1,6 @@
 //! A record on its way in: received, verified as a whole and kept where it can be read again, before anything is locked.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, BufReader, Cursor, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -11,20 +12,31 @@ use super::ApplyError;
 use crate::database::log::{Log, MEMORY_RECORD_BYTES_MAX, Spool};
 use crate::database::rollback::FilePages;
 use crate::database::{CaptureState, PageSource};
-use crate::ltx::{Decoder, Header, Image, LtxError, Trailer};
+use crate::ltx::{Decoder, Header, Image, LtxError, Trailer, Unpacked, Unpacker};
 use crate::sqlite::page::page_checksum;
 use crate::{Checksum, Pos};
 
+/// A record that cuts more pages than this off the database is applied alone.
+const CUT_PAGES_MAX: u32 = 16 << 10;
+
 /// A verified record.
 #[derive(Debug)]
-pub(super) struct Incoming {
+pub struct Incoming {
     pub(super) header: Header,
     pub(super) trailer: Trailer,
     /// Page numbers, ascending, with their new checksums.
     pub(super) pages: Vec<(u32, Checksum)>,
     body: Body,
-    /// Where its pages also lie, so that they need not be decoded.
-    plain: Option<PlainPages>,
+    plain: Plain,
+}
+
+/// Where the pages of a record also lie, so that they need not be decoded again.
+#[derive(Debug)]
+enum Plain {
+    Nowhere,
+    /// Back to back.
+    Memory(Vec<u8>),
+    File(PlainPages),
 }
 
 /// The pages of a record that was made from a file. They are believed only while they have the record's checksums.
@@ -42,6 +54,37 @@ enum Body {
 }
 
 impl Incoming {
+    /// Checks every rule of the format on an LTX file that is in memory. However long it is, it will be appended to the log, rather
+    /// than become a file of its own.
+    ///
+    /// # Errors
+    /// [`ApplyError::Damaged`].
+    pub fn in_memory(image: &Bytes, unpacker: &mut Unpacker) -> Result<Self, ApplyError> {
+        let Unpacked { header, trailer, pages, contents, len } = unpacker.unpack(image).map_err(ltx_error)?;
+        let plain = contents.map_or(Plain::Nowhere, Plain::Memory);
+        Ok(Self { header, trailer, pages, body: Body::Memory(image.slice(..len)), plain })
+    }
+
+    /// Its header.
+    #[must_use]
+    pub const fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Bytes of its pages, if these are in memory.
+    #[must_use]
+    pub fn contents_len(&self) -> Option<usize> {
+        self.contents().map(<[u8]>::len)
+    }
+
+    /// Its pages back to back, if they are in memory.
+    pub(super) fn contents(&self) -> Option<&[u8]> {
+        match &self.plain {
+            Plain::Memory(contents) => Some(contents),
+            Plain::Nowhere | Plain::File(_) => None,
+        }
+    }
+
     /// Reads one LTX file to its end and checks every rule of the format.
     pub(super) fn receive(log: &Log, input: &mut dyn Read) -> Result<Self, ApplyError> {
         let tee = Tee { input: BufReader::with_capacity(64 << 10, input), log, memory: Vec::new(), spool: None };
@@ -53,7 +96,7 @@ impl Incoming {
             pages.push((pgno, page_checksum(pgno, &page)));
         }
         let (trailer, tee) = decoder.finish().map_err(ltx_error)?;
-        Ok(Self { header, trailer, pages, body: tee.into_body()?, plain: None })
+        Ok(Self { header, trailer, pages, body: tee.into_body()?, plain: Plain::Nowhere })
     }
 
     /// A record that was made here, in a spool.
@@ -67,7 +110,7 @@ impl Incoming {
         spool.flush()?;
         let ((file, start), len) = (spool.file(), spool.len());
         let body = Body::Spool { spool: Some(Box::new(spool)), file, start, len };
-        Ok(Self { header, trailer, pages, body, plain: Some(plain) })
+        Ok(Self { header, trailer, pages, body, plain: Plain::File(plain) })
     }
 
     /// A record of our own log, read again.
@@ -81,16 +124,24 @@ impl Incoming {
     }
 
     /// The position after it.
-    pub(super) fn post(&self) -> Pos {
+    #[must_use]
+    pub const fn post(&self) -> Pos {
         Pos::new(self.header.max_txid, self.trailer.post_apply)
     }
 
     /// Its pages: from the file it was made of, or decoded once more.
     pub(super) fn pages(&self) -> io::Result<Box<dyn PageSource + '_>> {
-        if let Some(plain) = &self.plain {
-            let numbers = self.pages.iter().map(|(pgno, _)| *pgno);
-            let file = FilePages::new(&plain.file, self.header.page_size, numbers);
-            return Ok(Box::new(CheckedPages { file, page1: &plain.page1, expected: self.pages.iter() }));
+        let numbers = self.pages.iter().map(|(pgno, _)| *pgno);
+        match &self.plain {
+            Plain::Nowhere => {}
+            Plain::Memory(contents) => {
+                let pages = numbers.zip(contents.chunks_exact(self.header.page_size as usize));
+                return Ok(Box::new(MemoryPages(Box::new(pages))));
+            }
+            Plain::File(plain) => {
+                let file = FilePages::new(&plain.file, self.header.page_size, numbers);
+                return Ok(Box::new(CheckedPages { file, page1: &plain.page1, expected: self.pages.iter() }));
+            }
         }
         let reader: Box<dyn Read> = match &self.body {
             Body::Memory(bytes) => Box::new(Cursor::new(bytes)),
@@ -103,17 +154,23 @@ impl Incoming {
         Ok(Box::new(RecordPages { decoder, page: vec![0; self.header.page_size as usize] }))
     }
 
-    /// Makes it the next record of the log.
-    pub(super) fn append_to(&mut self, log: &Log) -> io::Result<()> {
-        match &mut self.body {
-            Body::Memory(bytes) => {
-                log.append(&Image { header: self.header, trailer: self.trailer, bytes: bytes.clone() })
+    /// Makes records the next ones of the log: small ones all of them or none.
+    pub(super) fn append_all(records: &mut [Self], log: &Log) -> io::Result<()> {
+        let mut images = Vec::with_capacity(records.len());
+        for record in records {
+            match &mut record.body {
+                Body::Memory(bytes) => {
+                    images.push(Image { header: record.header, trailer: record.trailer, bytes: bytes.clone() });
+                }
+                // It is alone.
+                Body::Spool { spool, .. } => {
+                    if let Some(spool) = spool.take() {
+                        log.adopt(*spool)?;
+                    }
+                }
             }
-            Body::Spool { spool, .. } => match spool.take() {
-                Some(spool) => log.adopt(*spool).map(drop),
-                None => Ok(()),
-            },
         }
+        log.append_all(&images)
     }
 
     /// Checks that a database in `state` has the record's post-apply checksum when the record is applied to it.
@@ -171,6 +228,55 @@ impl<I: Iterator<Item = u32>> PageSource for CheckedPages<'_, I> {
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
         Ok(Some((pgno, page)))
+    }
+}
+
+/// The latest version of each page that records changed, one after the other; without the pages that the last one cuts off.
+pub(super) fn newest_pages(records: &[Incoming]) -> MemoryPages<'_> {
+    let mut newest = BTreeMap::new();
+    for record in records {
+        let contents = record.contents().unwrap_or_default();
+        let pages = contents.chunks_exact(record.header.page_size as usize);
+        newest.extend(record.pages.iter().map(|(pgno, _)| *pgno).zip(pages));
+    }
+    let end = records.last().map_or(0, |last| last.header.commit);
+    newest.retain(|pgno, _| *pgno <= end);
+    MemoryPages(Box::new(newest.into_iter()))
+}
+
+/// How many of these records, each of which follows the one before, lead from `state` to the checksums that they name. Counting ends
+/// at a record that cuts off so much that it had better be alone.
+pub(super) fn count_fitting(state: &CaptureState, records: &[Incoming]) -> usize {
+    let mut changed = HashMap::new();
+    let (mut sum, mut end) = (state.checksums.database(), state.checksums.page_count());
+    let mut replace = |sum: Checksum, pgno: u32, checksum: Checksum| {
+        let old = changed.insert(pgno, checksum).unwrap_or_else(|| state.checksums.get(pgno));
+        sum ^ old ^ checksum
+    };
+    for (count, record) in records.iter().enumerate() {
+        if end.saturating_sub(record.header.commit) > CUT_PAGES_MAX {
+            return count;
+        }
+        for cut in record.header.commit.saturating_add(1)..=end {
+            sum = replace(sum, cut, Checksum::NONE);
+        }
+        for (pgno, checksum) in &record.pages {
+            sum = replace(sum, *pgno, *checksum);
+        }
+        end = record.header.commit;
+        if sum != record.trailer.post_apply {
+            return count;
+        }
+    }
+    records.len()
+}
+
+/// Pages in memory.
+pub(super) struct MemoryPages<'a>(Box<dyn Iterator<Item = (u32, &'a [u8])> + 'a>);
+
+impl PageSource for MemoryPages<'_> {
+    fn next_page(&mut self) -> io::Result<Option<(u32, &[u8])>> {
+        Ok(self.0.next())
     }
 }
 

@@ -71,7 +71,7 @@ impl Database {
             let mut state = self.capture.lock();
             self.rollback_reset(&mut state);
             state.applied.half_written = false;
-            self.record_applied(&mut state, record)
+            self.records_applied(&mut state, std::slice::from_ref(record))
         };
         self.not_alone(&alone)?;
         Ok(pos)
@@ -124,7 +124,7 @@ impl Database {
     fn begin_in_file(&self, alone: &Alone, record: &mut Incoming, logged: Logged) -> Result<(), ApplyError> {
         let mut state = self.capture.lock();
         Self::check_position(&state, record, logged)?;
-        self.log_record(record, logged, true)?;
+        self.log_records(std::slice::from_mut(record), logged, true)?;
         self.forget_late_commits()?;
         if self.files.exists(FileKind::Journal) {
             os::set_len("journal.truncate", &*self.files.journal(false)?, 0)?;

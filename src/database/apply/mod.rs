@@ -11,6 +11,9 @@
 //! In each the record is in the log before the first byte of the database changes: a crash in between leaves a log ahead of the
 //! files, and recovery (or the next call) applies it from there.
 
+mod batch;
+#[cfg(test)]
+mod batch_tests;
 mod import;
 mod incoming;
 mod into_file;
@@ -25,7 +28,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use self::incoming::Incoming;
+pub use self::incoming::Incoming;
 pub(crate) use self::rejoin::Rejoining;
 pub(crate) use self::through_wal::Applied;
 use super::links::ShmLink;
@@ -83,6 +86,12 @@ impl Database {
     /// Reads and verifies a record, and makes sure that nobody else writes.
     fn receive(self: &Arc<Self>, input: &mut dyn Read) -> Result<Incoming, ApplyError> {
         let record = Incoming::receive(&self.log, input)?;
+        self.make_ready_for(&record)?;
+        Ok(record)
+    }
+
+    /// Makes sure that there is a database, and that nobody else writes.
+    fn make_ready_for(self: &Arc<Self>, record: &Incoming) -> io::Result<()> {
         if record.header.commit > 0 {
             self.bring_into_being()?;
         }
@@ -90,18 +99,23 @@ impl Database {
             self.reconcile_fence()?;
             self.wait_fenced(Instant::now() + FENCE_WAIT)?;
         }
-        Ok(record)
+        Ok(())
     }
 
     /// The caller holds [`Self::action`].
     fn apply_record(&self, record: &mut Incoming) -> Result<Pos, ApplyError> {
         let result = self.complete_from_log().and_then(|()| self.apply_received(record));
-        if let Err(ApplyError::Io(error)) = &result
+        self.note_failure(&result);
+        result
+    }
+
+    /// The disk's failures count for the database's health.
+    fn note_failure<T>(&self, result: &Result<T, ApplyError>) {
+        if let Err(ApplyError::Io(error)) = result
             && error.kind() != io::ErrorKind::TimedOut
         {
             self.note_outcome("apply a record", Some(error));
         }
-        result
     }
 
     /// Creates the database file of a database that is new, or was deleted and is created again.
@@ -162,7 +176,7 @@ impl Database {
         }
         record.check_result(&self.capture.lock())?;
         match self.wal_to_use(record)? {
-            Some(shm) => self.apply_to_wal(&shm, record, logged),
+            Some(shm) => self.apply_to_wal(&shm, std::slice::from_mut(record), logged),
             None => self.apply_to_file(record, logged),
         }
     }
@@ -177,12 +191,12 @@ impl Database {
         if state.pos == expected { Ok(()) } else { Err(ApplyError::WrongPosition { expected, actual: state.pos }) }
     }
 
-    /// Puts the record into the log, unless it is there.
-    fn log_record(&self, record: &mut Incoming, logged: Logged, durable: bool) -> Result<(), ApplyError> {
+    /// Puts the records into the log, unless they are there.
+    fn log_records(&self, records: &mut [Incoming], logged: Logged, durable: bool) -> Result<(), ApplyError> {
         match logged {
-            Logged::No => record.append_to(&self.log)?,
+            Logged::No => Incoming::append_all(records, &self.log)?,
             Logged::Yes => {}
-            Logged::InsteadOf(_) => self.replace_log_end(record)?,
+            Logged::InsteadOf(_) => records.iter_mut().try_for_each(|record| self.replace_log_end(record))?,
         }
         if durable {
             self.log.sync()?;
@@ -190,12 +204,16 @@ impl Database {
         Ok(())
     }
 
-    /// The record is applied: advances the position.
-    fn record_applied(&self, state: &mut CaptureState, record: &Incoming) -> Pos {
-        record.update(state);
-        self.note_received(state);
-        self.publish(state, record.header.timestamp_ms);
-        if record.header.is_snapshot() {
+    /// The records are applied: advances the position, once for each.
+    fn records_applied(&self, state: &mut CaptureState, records: &[Incoming]) -> Pos {
+        if let Some(last) = records.last() {
+            self.note_received(state, last.post());
+        }
+        for record in records {
+            record.update(state);
+            self.publish(state, record.header.timestamp_ms);
+        }
+        if records.iter().any(|record| record.header.is_snapshot()) {
             self.log.drop_superseded();
         }
         if *self.health.lock() != Health::Ok {
@@ -206,12 +224,12 @@ impl Database {
 
     fn apply_deletion(&self, record: &mut Incoming, logged: Logged) -> Result<Pos, ApplyError> {
         let mut state = self.capture.lock();
-        self.log_record(record, logged, true)?;
+        self.log_records(std::slice::from_mut(record), logged, true)?;
         if self.is_live() {
             self.remove_files(&mut state)?;
             self.shared.notify(Notice::Entry(self.name.clone(), FileKind::Database));
         }
-        Ok(self.record_applied(&mut state, record))
+        Ok(self.records_applied(&mut state, std::slice::from_ref(record)))
     }
 
     /// The shm through which to apply: when clients use a WAL, or page 1 of the file says that they will. `None`: into the file.

@@ -18,12 +18,12 @@ use crate::os;
 const FILE_NAME: &str = "received";
 
 impl Database {
-    /// Our position came from a primary.
-    pub(super) fn note_received(&self, state: &mut CaptureState) {
+    /// `pos`, which is about to be ours, came from a primary.
+    pub(super) fn note_received(&self, state: &mut CaptureState, pos: Pos) {
         let written = match &state.applied.received {
-            Some(file) => os::write_all_at("received.write", file, state.pos.to_string().as_bytes(), 0),
+            Some(file) => os::write_all_at("received.write", file, pos.to_string().as_bytes(), 0),
             None => os::open_or_create("received.create", &self.files.dir().join(FILE_NAME)).and_then(|file| {
-                os::write_all_at("received.write", &file, state.pos.to_string().as_bytes(), 0)?;
+                os::write_all_at("received.write", &file, pos.to_string().as_bytes(), 0)?;
                 state.applied.received = Some(file);
                 Ok(())
             }),

@@ -104,7 +104,7 @@ impl Database {
         self.keep_aside(from).map_err(|error| ApplyError::SetAside(error.to_string()))?;
         self.write_mark(record.post())?;
         self.log.truncate_after(from.txid)?;
-        record.append_to(&self.log)?;
+        Incoming::append_all(std::slice::from_mut(record), &self.log)?;
         Ok(self.log.sync()?)
     }
 

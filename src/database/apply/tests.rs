@@ -21,10 +21,10 @@ use crate::{Checksum, DbName, Layout, PlainDirectory, Pos, Txid};
 /// More than anything here takes on a loaded machine.
 const WAIT: Duration = Duration::from_secs(60);
 
-struct Node {
+pub(super) struct Node {
     dir: tempfile::TempDir,
-    store: Arc<Store>,
-    db: Arc<Database>,
+    pub(super) store: Arc<Store>,
+    pub(super) db: Arc<Database>,
     path: PathBuf,
 }
 
@@ -34,7 +34,7 @@ impl Drop for Node {
     }
 }
 
-fn node(mode: Mode) -> Node {
+pub(super) fn node(mode: Mode) -> Node {
     let dir = tempfile::tempdir().unwrap();
     let config = StoreConfig {
         data_dir: dir.path().to_owned(),
@@ -53,7 +53,7 @@ fn node(mode: Mode) -> Node {
 }
 
 /// A primary's connection in WAL mode, with the engine attached.
-fn writer(node: &Node, page_size: u32) -> Connection {
+pub(super) fn writer(node: &Node, page_size: u32) -> Connection {
     let connection = Connection::open(&node.path).unwrap();
     connection
         .execute_batch(&format!(
@@ -67,21 +67,21 @@ fn writer(node: &Node, page_size: u32) -> Connection {
     connection
 }
 
-fn reader(node: &Node) -> Connection {
+pub(super) fn reader(node: &Node) -> Connection {
     let connection = Connection::open(&node.path).unwrap();
     connection.busy_timeout(WAIT).unwrap();
     connection
 }
 
-fn count(connection: &Connection) -> i64 {
+pub(super) fn count(connection: &Connection) -> i64 {
     connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap()
 }
 
-fn integrity(connection: &Connection) -> String {
+pub(super) fn integrity(connection: &Connection) -> String {
     connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap()
 }
 
-fn bytes(record: &Record) -> Vec<u8> {
+pub(super) fn bytes(record: &Record) -> Vec<u8> {
     match &record.body {
         RecordBody::Memory(bytes) => bytes.to_vec(),
         RecordBody::File { file, offset, len } => {
@@ -93,12 +93,12 @@ fn bytes(record: &Record) -> Vec<u8> {
     }
 }
 
-fn records_after(primary: &Database, pos: Pos) -> Vec<Record> {
+pub(super) fn records_after(primary: &Database, pos: Pos) -> Vec<Record> {
     primary.position_now().unwrap();
     primary.log.after(pos).unwrap().expect("the log reaches back").map(Result::unwrap).collect()
 }
 
-fn ship(primary: &Node, replica: &Node) {
+pub(super) fn ship(primary: &Node, replica: &Node) {
     for record in records_after(&primary.db, replica.db.pos()) {
         let pos = replica.db.apply(&mut bytes(&record).as_slice()).unwrap();
         assert_eq!(pos, record.post);
@@ -107,7 +107,7 @@ fn ship(primary: &Node, replica: &Node) {
 }
 
 /// The database as its file and WAL say, through a copy that SQLite recovers.
-fn image(node: &Node) -> Vec<u8> {
+pub(super) fn image(node: &Node) -> Vec<u8> {
     use std::os::unix::fs::FileExt;
     let copy = tempfile::tempdir().unwrap();
     let read = |file: &std::fs::File| {
@@ -126,7 +126,7 @@ fn image(node: &Node) -> Vec<u8> {
     std::fs::read(copy.path().join("db")).unwrap()
 }
 
-fn random_write(connection: &Connection, random: &mut fastrand::Rng) {
+pub(super) fn random_write(connection: &Connection, random: &mut fastrand::Rng) {
     match random.u32(..6) {
         0 => connection.execute("DELETE FROM t WHERE id % 3 = 0", []).map(drop).unwrap(),
         1 => connection.execute_batch("PRAGMA incremental_vacuum; UPDATE t SET x = x || 'y'").unwrap(),
@@ -218,13 +218,21 @@ fn a_record_with_a_false_checksum_is_refused_before_anything_changes() {
 /// A client opens a wal-index that nobody has filled yet, on a replica, while a record is applied: both see that there is none.
 #[test]
 fn an_index_that_is_rebuilt_for_a_client_takes_no_applied_record_back() {
+    for rows in [1, 40] {
+        index_rebuilt_meanwhile(rows);
+    }
+}
+
+fn index_rebuilt_meanwhile(rows: i64) {
     let (primary, replica) = (node(Mode::Primary), node(Mode::Replica));
     let write = writer(&primary, 4096);
     ship(&primary, &replica);
     let read = reader(&replica);
     assert_eq!(count(&read), 1);
-    write.execute_batch("INSERT INTO t VALUES(2, 'two')").unwrap();
-    let records = records_after(&primary.db, replica.db.pos());
+    for _ in 0..rows {
+        write.execute_batch("INSERT INTO t(x) VALUES('more')").unwrap();
+    }
+    let mut records = super::batch_tests::incoming(&primary, replica.db.pos());
     let shm = replica.db.shm().unwrap();
     shm.index.invalidate().unwrap();
     let (has_read, is_applied) = (mpsc::channel(), mpsc::channel::<()>());
@@ -238,15 +246,13 @@ fn an_index_that_is_rebuilt_for_a_client_takes_no_applied_record_back() {
             replica.db.fence_new_shm(&shm).unwrap();
         });
         has_read.1.recv_timeout(WAIT).unwrap();
-        for record in &records {
-            replica.db.apply(&mut bytes(record).as_slice()).unwrap();
-        }
+        replica.db.apply_all(&mut records).1.unwrap();
         let _ = is_applied.0.send(());
     });
-    assert_eq!(count(&read), 2, "what was applied can be read");
-    write.execute_batch("INSERT INTO t VALUES(3, 'three')").unwrap();
+    assert_eq!(count(&read), 1 + rows, "what was applied can be read");
+    write.execute_batch("INSERT INTO t(x) VALUES('and on')").unwrap();
     ship(&primary, &replica);
-    assert_eq!(count(&read), 3);
+    assert_eq!(count(&read), 2 + rows);
     assert_eq!(integrity(&read), "ok");
     assert!(image(&primary) == image(&replica));
 }

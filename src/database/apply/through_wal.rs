@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::incoming::Incoming;
+use super::incoming::{Incoming, newest_pages};
 use super::rejoin::Common;
 use super::{Logged, wal_writer};
 use crate::Pos;
@@ -22,6 +22,8 @@ use crate::sqlite::wal::{FRAME_HEADER_LEN, WalHeader, frame_offset};
 use crate::sqlite::wal_index::header::IndexHeader;
 use crate::store::Notice;
 
+/// So many records that wait together become one transaction of the WAL.
+const JOINED_RECORDS_MIN: usize = 16;
 /// A WAL of this many frames that readers never let restart is drained.
 const DRAIN_FRAMES: u32 = 16 * CHECKPOINT_FRAMES;
 /// How long applying pauses for that.
@@ -46,17 +48,24 @@ pub(crate) struct Applied {
 }
 
 impl Database {
-    /// Applies a verified record through the WAL.
-    pub(super) fn apply_to_wal(&self, shm: &ShmLink, record: &mut Incoming, logged: Logged) -> Result<Pos, ApplyError> {
+    /// Applies verified records through the WAL, each of which follows the one before. On an error those that the position has
+    /// reached are applied.
+    pub(super) fn apply_to_wal(
+        &self,
+        shm: &ShmLink,
+        records: &mut [Incoming],
+        logged: Logged,
+    ) -> Result<Pos, ApplyError> {
         let Some(write) = LockGuard::try_new(&shm.link.fence, locks::WRITE, LockKind::Exclusive)? else {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "a client is writing").into());
         };
-        let result = self.apply_under_write(shm, record, logged);
+        let result = self.apply_under_write(shm, records, logged);
         self.give_write_back(write);
         result
     }
 
-    fn apply_under_write(&self, shm: &ShmLink, record: &mut Incoming, logged: Logged) -> Result<Pos, ApplyError> {
+    fn apply_under_write(&self, shm: &ShmLink, records: &mut [Incoming], logged: Logged) -> Result<Pos, ApplyError> {
+        let Some(first) = records.first() else { return Ok(self.pos()) };
         self.drain_readers(shm)?;
         // A client that opens the shm may have us look at the index, too.
         let writing = shm.write_index();
@@ -65,27 +74,47 @@ impl Database {
         self.repair_header(shm, &wal, &state, &writing)?;
         // A client may have committed just before the fence closed.
         self.capture_barrier(&mut state)?;
-        Self::check_position(&state, record, logged)?;
+        Self::check_position(&state, first, logged)?;
         let header = shm.index.read_header()?.ok_or_else(unreadable)?;
         let header = wal_writer::restart_if_done(&shm.index, &shm.link.action, header)?;
-        self.log_record(record, logged, false)?;
-        let (after, last_header) = match self.write_frames(shm, &wal, &header, record) {
-            Ok(written) => written,
-            Err(error) => {
-                self.unlog(&state, logged);
-                return Err(error.into());
-            }
-        };
-        if state.wal.current.salt != after.salt {
-            state.wal.previous = state.wal.current;
+        let written = self.write_records(shm, &wal, header, &mut state, records, logged);
+        if written.is_err() {
+            self.unlog(&state, logged);
         }
-        state.wal.current =
-            Generation { salt: after.salt, frame: after.mx_frame, chain: Some(after.frame_checksum), last_header };
-        state.applied.header = Some(after);
-        let pos = self.record_applied(&mut state, record);
+        let (pos, after) = (state.pos, written?);
         drop(state);
         self.ask_for_checkpoint(shm, &after)?;
         Ok(pos)
+    }
+
+    /// Writes the records into the log and into the WAL: each as a transaction of its own or, when there are many, all of them as
+    /// one, which has every page once. A position is published when readers can see what it names, and not before.
+    ///
+    /// The WAL then has no frame for the positions between, so a power loss must not leave it with more records than the log:
+    /// the log is made durable first. For a few records that is not worth its time.
+    fn write_records(
+        &self,
+        shm: &ShmLink,
+        wal: &File,
+        mut header: IndexHeader,
+        state: &mut CaptureState,
+        records: &mut [Incoming],
+        logged: Logged,
+    ) -> Result<IndexHeader, ApplyError> {
+        let are_joined = records.len() >= JOINED_RECORDS_MIN;
+        self.log_records(records, logged, are_joined)?;
+        for transaction in records.chunks(if are_joined { records.len() } else { 1 }) {
+            let (after, last_header) = self.write_frames(shm, wal, &header, transaction)?;
+            if state.wal.current.salt != after.salt {
+                state.wal.previous = state.wal.current;
+            }
+            state.wal.current =
+                Generation { salt: after.salt, frame: after.mx_frame, chain: Some(after.frame_checksum), last_header };
+            state.applied.header = Some(after);
+            self.records_applied(state, transaction);
+            header = after;
+        }
+        Ok(header)
     }
 
     /// The WAL, created when it is missing.
@@ -103,16 +132,22 @@ impl Database {
         shm: &ShmLink,
         wal: &File,
         header: &IndexHeader,
-        record: &Incoming,
+        records: &[Incoming],
     ) -> io::Result<(IndexHeader, [u8; FRAME_HEADER_LEN])> {
-        let (size, commit) = (record.header.page_size, record.header.commit);
-        if record.pages.is_empty() {
+        let Some(last) = records.last() else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let (size, commit) = (last.header.page_size, last.header.commit);
+        let has_pages = |record: &Incoming| record.pages.iter().any(|(pgno, _)| *pgno <= commit);
+        if !records.iter().any(has_pages) {
             // A transaction that only cut the database: a WAL says so with any frame.
             let page = self.read_page1(shm, wal, header, size)?;
             let mut pages = OnePage { page, given: false };
             return wal_writer::append_transaction(wal, &shm.index, header, size, commit, &mut pages);
         }
-        wal_writer::append_transaction(wal, &shm.index, header, size, commit, &mut *record.pages()?)
+        if records.len() > 1 {
+            let mut pages = newest_pages(records);
+            return wal_writer::append_transaction(wal, &shm.index, header, size, commit, &mut pages);
+        }
+        wal_writer::append_transaction(wal, &shm.index, header, size, commit, &mut *last.pages()?)
     }
 
     /// Nothing of the record is visible: takes it out of the log again, so that the stream can send it once more.

@@ -46,6 +46,7 @@ pub(super) fn append_transaction(
     pages: &mut dyn PageSource,
 ) -> io::Result<(IndexHeader, [u8; FRAME_HEADER_LEN])> {
     let mut frames = Frames::start(wal, before, page_size)?;
+    let start = frames.offset;
     let mut numbers = Vec::new();
     let mut waiting = Vec::with_capacity(page_size as usize);
     while let Some((pgno, page)) = pages.next_page()? {
@@ -62,10 +63,15 @@ pub(super) fn append_transaction(
     frames.push(last, commit, &waiting)?;
     frames.flush()?;
     let mut frame = before.mx_frame;
-    for pgno in numbers {
+    let entered = numbers.into_iter().try_for_each(|pgno| {
         frame += 1;
-        index.append(frame, pgno)?;
+        index.append(frame, pgno)
+    });
+    if entered.is_err() {
+        // After a crash these whole frames would be taken for committed, though their records may be in the log no more.
+        let _ = os::set_len("wal.truncate", wal, start);
     }
+    entered?;
     let after = IndexHeader {
         change: before.change.wrapping_add(1),
         big_endian_checksums: frames.header.big_endian_checksums,
@@ -131,6 +137,7 @@ impl<'a> Frames<'a> {
 mod tests {
     use super::*;
     use rusqlite::Connection;
+    use std::os::unix::fs::FileExt;
     use std::path::Path;
 
     struct Pages(std::vec::IntoIter<(u32, Vec<u8>)>, Vec<u8>);
@@ -248,5 +255,20 @@ mod tests {
         assert_eq!(index.read_header().unwrap(), Some(header));
         let mut none = Pages(Vec::new().into_iter(), Vec::new());
         assert!(append_transaction(&wal, &index, &header, 512, 1, &mut none).is_err());
+    }
+
+    #[test]
+    fn frames_that_the_index_cannot_take_do_not_stay_in_the_wal() {
+        let (wal, shm) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let index = WalIndex::new(shm.try_clone().unwrap(), shm.try_clone().unwrap());
+        index.write_header(&IndexHeader::EMPTY).unwrap();
+        let pages = |byte: u8| Pages(vec![(1, vec![byte; 512]), (2, vec![byte; 512])].into_iter(), Vec::new());
+        let (header, _) = append_transaction(&wal, &index, &IndexHeader::EMPTY, 512, 2, &mut pages(1)).unwrap();
+        let len = wal.metadata().unwrap().len();
+        // Every slot of the hash table is taken: by nobody who may.
+        shm.write_all_at(&[1; 16 << 10], 16 << 10).unwrap();
+        assert!(append_transaction(&wal, &index, &header, 512, 2, &mut pages(2)).is_err());
+        assert_eq!(wal.metadata().unwrap().len(), len);
+        assert_eq!(index.read_header().unwrap(), Some(header));
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::segment::{self, FRAME_BYTES, SEGMENT_HEADER_BYTES};
-use super::{Entry, Last, Log, MEMORY_RECORD_BYTES_MAX, SEGMENT_BYTES, Segment, Spool, State};
+use super::{Appender, Entry, Last, Log, MEMORY_RECORD_BYTES_MAX, SEGMENT_BYTES, Segment, Spool, State};
 use crate::ltx::{HEADER_BYTES, Header, Image};
 use crate::{Checksum, Pos, Txid, os};
 
@@ -30,36 +30,73 @@ impl Log {
     /// # Errors
     /// `InvalidInput` when it does not continue the log; else writing failed (`ENOSPC`, …) and the log is as before.
     pub fn append(&self, image: &Image) -> io::Result<()> {
+        self.append_one(&mut self.appender.lock(), image)
+    }
+
+    /// Appends records, each of which follows the one before; small ones with one write, and all of them or none.
+    ///
+    /// # Errors
+    /// As [`Log::append`]. Of large records the first ones may have been appended.
+    pub fn append_all(&self, images: &[Image]) -> io::Result<()> {
         let mut appender = self.appender.lock();
+        let are_small = images.iter().all(|image| image.bytes.len() as u64 <= MEMORY_RECORD_BYTES_MAX);
+        if images.len() > 1 && are_small && !images.iter().any(|image| image.header.is_snapshot()) {
+            return self.append_together(&mut appender, images);
+        }
+        images.iter().try_for_each(|image| self.append_one(&mut appender, image))
+    }
+
+    fn append_together(&self, appender: &mut Appender, images: &[Image]) -> io::Result<()> {
+        let [first, others @ ..] = images else { return Ok(()) };
+        self.check_continues(&first.header)?;
+        let follow = images.windows(2).all(|pair| pair[0].post() == pair[1].header.pre());
+        if !follow {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "records to append do not follow each other"));
+        }
+        let target = self.target(&first.header)?;
+        let mut offset = target.offset;
+        let mut entries = Vec::with_capacity(images.len());
+        appender.buffer.clear();
+        for image in images {
+            let entry = entry_at(offset, image);
+            put_record(&mut appender.buffer, &entry, &image.bytes);
+            offset = entry.end();
+            entries.push(entry);
+        }
+        if let Err(error) = os::write_all_at("log.append", &target.file, &appender.buffer, target.offset) {
+            let _ = os::set_len("log.truncate", &target.file, target.offset);
+            return Err(error);
+        }
+        appender.give_back();
+        self.add(target, first, entries[0]);
+        for (image, entry) in others.iter().zip(&entries[1..]) {
+            let mut state = self.state.lock();
+            state.extend(*entry);
+            state.append(image, entry);
+        }
+        Ok(())
+    }
+
+    fn append_one(&self, appender: &mut Appender, image: &Image) -> io::Result<()> {
         self.check_continues(&image.header)?;
         let target = self.target(&image.header)?;
-        let entry = Entry {
-            min: image.header.min_txid,
-            max: image.header.max_txid,
-            pre: image.header.pre_apply,
-            post: image.trailer.post_apply,
-            offset: target.offset + FRAME_BYTES as u64,
-            len: image.bytes.len() as u64,
-            crc: Some(segment::crc(&image.bytes)),
-        };
+        let entry = entry_at(target.offset, image);
         if let Err(error) = write_record(&mut appender.buffer, &target, &entry, &image.bytes) {
             // What is there is no record; that it also looks like the end of the file is for the eye only.
             let _ = os::set_len("log.truncate", &target.file, target.offset);
             return Err(error);
         }
+        self.add(target, image, entry);
+        Ok(())
+    }
+
+    /// A record has been written: it is part of the log.
+    fn add(&self, target: Target, image: &Image, entry: Entry) {
         match target.created {
             Some((sequence, path)) => self.activate(sequence, path, target.file, image.header, entry),
             None => self.state.lock().extend(entry),
         }
-        {
-            let mut state = self.state.lock();
-            if image.header.is_snapshot() {
-                state.cache.clear();
-            }
-            state.cache.push(entry.min, image.bytes.clone());
-            state.last = Some(Last { header: image.header, post: entry.post });
-        }
-        Ok(())
+        self.state.lock().append(image, &entry);
     }
 
     /// Makes a record that was written to a spool part of the log, without copying it. The spool must hold a valid LTX
@@ -229,19 +266,57 @@ impl State {
             segment.len = entry.end();
         }
     }
+
+    /// The newest record.
+    fn append(&mut self, image: &Image, entry: &Entry) {
+        if image.header.is_snapshot() {
+            self.cache.clear();
+        }
+        self.cache.push(entry.min, image.bytes.clone());
+        self.last = Some(Last { header: image.header, post: entry.post });
+    }
+}
+
+impl Appender {
+    /// Keeps no more than an ordinary record needs.
+    fn give_back(&mut self) {
+        if self.buffer.capacity() as u64 > MEMORY_RECORD_BYTES_MAX {
+            self.buffer = Vec::new();
+        }
+    }
 }
 
 fn write_record(buffer: &mut Vec<u8>, target: &Target, entry: &Entry, image: &[u8]) -> io::Result<()> {
-    let frame = segment::frame(entry.len, entry.post, entry.crc.unwrap_or(0), &image[..HEADER_BYTES]);
     if entry.len > MEMORY_RECORD_BYTES_MAX {
         // The frame last: without it the record does not exist.
         os::write_all_at("log.append", &target.file, image, entry.offset)?;
-        return os::write_all_at("log.append", &target.file, &frame, target.offset);
+        return os::write_all_at("log.append", &target.file, &frame_of(entry, image), target.offset);
     }
     buffer.clear();
-    buffer.extend_from_slice(&frame);
-    buffer.extend_from_slice(image);
+    put_record(buffer, entry, image);
     os::write_all_at("log.append", &target.file, buffer, target.offset)
+}
+
+fn put_record(buffer: &mut Vec<u8>, entry: &Entry, image: &[u8]) {
+    buffer.extend_from_slice(&frame_of(entry, image));
+    buffer.extend_from_slice(image);
+}
+
+fn frame_of(entry: &Entry, image: &[u8]) -> [u8; FRAME_BYTES] {
+    segment::frame(entry.len, entry.post, entry.crc.unwrap_or(0), &image[..HEADER_BYTES])
+}
+
+/// The entry of a record whose frame will be at `offset`.
+fn entry_at(offset: u64, image: &Image) -> Entry {
+    Entry {
+        min: image.header.min_txid,
+        max: image.header.max_txid,
+        pre: image.header.pre_apply,
+        post: image.trailer.post_apply,
+        offset: offset + FRAME_BYTES as u64,
+        len: image.bytes.len() as u64,
+        crc: Some(segment::crc(&image.bytes)),
+    }
 }
 
 /// The entry of a record that has a segment for itself.
