@@ -17,7 +17,8 @@ type BoxLayer = Box<dyn Layer<Registry> + Send + Sync>;
 pub fn init(log: &Log, trace: Option<&Tracing>, trace_to_stdout: bool, fuse_debug: bool) {
     let mut lines = ours(if log.debug { LevelFilter::DEBUG } else { LevelFilter::INFO });
     if fuse_debug {
-        lines = lines.with_target("litefs_fuse", LevelFilter::TRACE);
+        // The library has a line for each.
+        lines = lines.with_target("fuser", LevelFilter::DEBUG);
     }
     let mut layers: Vec<BoxLayer> = vec![log_layer(log).with_filter(lines).boxed()];
     if trace_to_stdout {

@@ -280,6 +280,14 @@ fn a_taken_port_is_said_before_anything_is_mounted() {
 }
 
 #[test]
+fn the_requests_of_the_file_system_are_logged_when_asked_for() {
+    let node = Node::start(NodeConfig { fuse: "  debug: true\n".into(), ..NodeConfig::default() });
+    cli(&node.db("a.db"), "CREATE TABLE t(x)").expect("create");
+    let log = node.log();
+    assert!(log.contains("LOOKUP") && log.contains("a.db-journal"), "{log}");
+}
+
+#[test]
 fn no_configuration_at_all_is_a_single_primary() {
     let mut node = Node::new(NodeConfig { start: Start::Flags, ..NodeConfig::default() });
     node.launch();
