@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
@@ -20,15 +21,17 @@ use crate::sqlite::wal::{FRAME_HEADER_LEN, frame_offset};
 use crate::sqlite::wal_index::READ_MARK_NOT_USED;
 use crate::sqlite::wal_index::header::IndexHeader;
 
-/// Frames that are not in the database file yet from which on a checkpoint is worth its syncs (SQLite's own default).
-pub(crate) const CHECKPOINT_FRAMES: u32 = 1000;
+/// Bytes of frames that are not in the database file yet from which on a checkpoint is worth its syncs: a writer's own syncs wait for
+/// them at the disk. Four times SQLite's default of 1000 pages of 4 KiB, as here no commit waits for all of it.
+const CHECKPOINT_BYTES: u32 = 16 << 20;
+/// The same in frames, whatever the size of a page.
+const CHECKPOINT_FRAMES: RangeInclusive<u32> = 1000..=4000;
 /// How long a checkpoint waits for SHARED on the database: a client that closes or switches modes has it to itself.
 const SHARED_WAIT: Duration = Duration::from_millis(20);
 /// How long catching up waits for an instant without a transaction.
 const GAP_WAIT: Duration = Duration::from_millis(3);
-/// The same once the WAL has grown to this many frames.
+/// The same once the WAL has grown beyond [`checkpoint_frames`] because there was none.
 const GAP_WAIT_LARGE: Duration = Duration::from_millis(15);
-const LARGE_WAL_FRAMES: u32 = 8 * CHECKPOINT_FRAMES;
 /// Transactions are kept out for the last few frames only: they wait meanwhile, and SQLite gives up after 10 s. The larger the WAL
 /// has grown under writers that never pause, the longer a wait it is worth: this share of its frames, within the bounds.
 const GAP_SHARE: u32 = 4;
@@ -61,6 +64,11 @@ pub(crate) enum Checkpointed {
     Partial,
     /// Somebody is in the way, or there is no readable wal-index.
     Busy,
+}
+
+/// How many frames that are not in the database file yet make a checkpoint worth it.
+pub(crate) fn checkpoint_frames(page_size: u32) -> u32 {
+    (CHECKPOINT_BYTES / page_size.max(1)).clamp(*CHECKPOINT_FRAMES.start(), *CHECKPOINT_FRAMES.end())
 }
 
 impl Database {
@@ -227,7 +235,8 @@ fn how_far(shm: &ShmLink) -> io::Result<Checkpointed> {
 
 /// Catches an instant without any transaction, and keeps new ones from beginning while the guard lives.
 fn wait_for_gap(shm: &ShmLink) -> io::Result<Option<LockGuard>> {
-    let large = shm.index.read_header()?.is_some_and(|header| header.mx_frame > LARGE_WAL_FRAMES);
+    let large =
+        shm.index.read_header()?.is_some_and(|header| header.mx_frame / 3 * 2 > checkpoint_frames(header.page_size));
     let (start, wait) = (Instant::now(), if large { GAP_WAIT_LARGE } else { GAP_WAIT });
     while start.elapsed() < wait {
         if let Some(gap) = LockGuard::try_new(&shm.link.action, FRAME_READERS, LockKind::Exclusive)? {

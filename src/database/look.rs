@@ -1,9 +1,9 @@
 //! What the background threads ask of a database.
 
 use super::barrier::Ends;
+use super::checkpoint::checkpoint_frames;
 use super::wal_capture::Looked;
 use super::{Database, Health};
-use crate::sqlite::wal_index::header::IndexHeader;
 use std::io;
 
 impl Database {
@@ -36,12 +36,19 @@ impl Database {
 
     /// Frames that are committed and not in the database file yet.
     pub(crate) fn checkpoint_backlog(&self) -> u32 {
-        let Some(shm) = self.shm() else { return 0 };
-        let (Ok(Some(header)), Ok(Some(info))) = (shm.index.read_header(), shm.index.checkpoint_info()) else {
-            return 0;
-        };
-        let IndexHeader { mx_frame, .. } = header;
-        mx_frame.saturating_sub(info.backfill)
+        self.backlog().map_or(0, |(frames, _)| frames)
+    }
+
+    /// Whether that many have come together that they should be, while writers go on.
+    pub(crate) fn wants_checkpoint(&self) -> bool {
+        self.backlog().is_some_and(|(frames, page_size)| frames >= checkpoint_frames(page_size))
+    }
+
+    /// Frames that are not in the database file, and their page size; `None` without a readable wal-index.
+    fn backlog(&self) -> Option<(u32, u32)> {
+        let shm = self.shm()?;
+        let (header, info) = (shm.index.read_header().ok()??, shm.index.checkpoint_info().ok()??);
+        Some((header.mx_frame.saturating_sub(info.backfill), header.page_size))
     }
 
     /// Owns CKPT unless a client has to recover the wal-index and needs it: clients that get the lock checkpoint, each in the path of

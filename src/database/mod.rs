@@ -49,7 +49,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 pub use apply::Incoming;
-pub(crate) use checkpoint::{CHECKPOINT_FRAMES, Checkpointed};
+pub(crate) use checkpoint::Checkpointed;
 pub(crate) use checksums::PageChecksums;
 pub(crate) use commit::{PageSource, Prepared, TxHead, now_ms};
 pub(crate) use files::Files;

@@ -14,7 +14,7 @@ use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Store;
-use crate::database::{CHECKPOINT_FRAMES, Database};
+use crate::database::Database;
 use crate::kernel::FileKind;
 use crate::store::Notice;
 
@@ -146,7 +146,7 @@ impl Watcher {
                 active.looks = 0;
                 active.fruitless = 0;
                 active.found = true;
-                if active.database.checkpoint_backlog() >= CHECKPOINT_FRAMES {
+                if active.database.wants_checkpoint() {
                     active.database.shared.notify(Notice::Checkpoint(active.database.name().clone()));
                 }
             } else {

@@ -11,7 +11,7 @@ use super::rejoin::Common;
 use super::{Logged, wal_writer};
 use crate::Pos;
 use crate::database::barrier::frame_follows;
-use crate::database::checkpoint::{CHECKPOINT_FRAMES, Checkpointed};
+use crate::database::checkpoint::Checkpointed;
 use crate::database::links::{ShmLink, Writing};
 use crate::database::wal_capture::Generation;
 use crate::database::{ApplyError, CaptureState, Database, PageSource};
@@ -25,7 +25,7 @@ use crate::store::Notice;
 /// So many records that wait together become one transaction of the WAL.
 const JOINED_RECORDS_MIN: usize = 16;
 /// A WAL of this many frames that readers never let restart is drained.
-const DRAIN_FRAMES: u32 = 16 * CHECKPOINT_FRAMES;
+const DRAIN_FRAMES: u32 = 16_000;
 /// How long applying pauses for that.
 const DRAIN_WAIT: Duration = Duration::from_secs(1);
 /// How often it may.
@@ -83,7 +83,9 @@ impl Database {
         }
         let (pos, after) = (state.pos, written?);
         drop(state);
-        self.ask_for_checkpoint(shm, &after)?;
+        if self.wants_checkpoint() {
+            self.shared.notify(Notice::Checkpoint(self.name.clone()));
+        }
         Ok(pos)
     }
 
@@ -203,15 +205,6 @@ impl Database {
             None => os::read_or_zero_at(&*self.files.database()?, &mut page, 0)?,
         }
         Ok(page)
-    }
-
-    /// Asks for a checkpoint in the background when one is worth it.
-    fn ask_for_checkpoint(&self, shm: &ShmLink, header: &IndexHeader) -> io::Result<()> {
-        let backfill = shm.index.checkpoint_info()?.map_or(0, |info| info.backfill);
-        if header.mx_frame.saturating_sub(backfill) >= CHECKPOINT_FRAMES {
-            self.shared.notify(Notice::Checkpoint(self.name.clone()));
-        }
-        Ok(())
     }
 
     /// Readers that overlap for ever would keep the WAL growing. Now and then applying pauses for a moment: those who begin now read
