@@ -20,5 +20,6 @@ pub mod store;
 pub use database::Database;
 pub use kernel::{FileKind, Kernel, Layout, PlainDirectory, WriteGate};
 pub use name::{DbName, NameError};
+pub use os::start_writing_back;
 pub use pos::{Checksum, Pos, Txid};
 pub use store::Store;

@@ -83,9 +83,17 @@ pub(crate) fn sync_data(label: &'static str, file: &File) -> io::Result<()> {
     run(label, || file.sync_data())
 }
 
-/// Lets the kernel begin to write this range to the disk, so that a sync later finds it there. Best effort.
-pub(crate) fn start_writing_back(file: &File, offset: u64, len: usize) {
-    let (Ok(offset), Ok(len)) = (libc::off64_t::try_from(offset), libc::off64_t::try_from(len)) else { return };
+/// Copies a whole file; where the file system can (XFS, Btrfs), both share their blocks and nothing is copied.
+pub(crate) fn copy_file(label: &'static str, mut source: &File, file: &File) -> io::Result<()> {
+    match rustix::fs::ioctl_ficlone(file, source) {
+        Ok(()) => Ok(()),
+        Err(_) => copy(label, &mut source, file).map(drop),
+    }
+}
+
+/// Lets the kernel begin to write this range of bytes to the disk, so that a sync later finds it there. Best effort.
+pub fn start_writing_back(file: &File, offset: u64, len: u64) {
+    let (Ok(offset), Ok(len)) = (offset.try_into(), len.try_into()) else { return };
     // SAFETY: takes an open descriptor and integers.
     unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
 }

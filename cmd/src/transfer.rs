@@ -1,21 +1,26 @@
 //! `litefs import` and `litefs export`.
 
-use std::io::{ErrorKind, Write};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use litefs::DbName;
 use litefs::sqlite::header::{DatabaseHeader, HEADER_LEN};
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
-use tokio_util::io::ReaderStream;
+use tokio::sync::mpsc;
 
 use crate::cli::TransferArgs;
 use crate::client::NodeClient;
 
 /// Read and sent at a time, in bytes.
 const CHUNK_BYTES: usize = 256 << 10;
+/// Pieces that wait to be sent, or to be written.
+const PIECES_MAX: usize = 16;
+/// So many bytes of an export are given to the disk together, while the next are received.
+const WRITE_BACK_BYTES: u64 = 4 << 20;
 
 /// Sends a SQLite file to the node, which replaces the database by it in one transaction.
 ///
@@ -25,13 +30,13 @@ pub async fn import(args: TransferArgs) -> anyhow::Result<u8> {
     let name: DbName = args.name.parse().with_context(|| format!("-name {:?}", args.name))?;
     let node = NodeClient::new(&args.url)?;
     let path = &args.path;
-    let mut file = tokio::fs::File::open(path).await.with_context(|| format!("open {}", path.display()))?;
-    let size = file.metadata().await?.len();
+    let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+    let size = file.metadata()?.len();
     let mut header = vec![0; HEADER_LEN.min(usize::try_from(size).unwrap_or(HEADER_LEN))];
-    file.read_exact(&mut header).await?;
+    file.read_exact(&mut header)?;
     check_complete(&header, size).with_context(|| format!("{}", path.display()))?;
     let wal = sibling(path, "-wal");
-    if tokio::fs::metadata(&wal).await.is_ok_and(|wal| wal.len() > 0) {
+    if wal.metadata().is_ok_and(|wal| wal.len() > 0) {
         bail!(
             "{} holds transactions that are not in {} yet: close the application, or run \
              `sqlite3 {} 'PRAGMA wal_checkpoint(TRUNCATE)'`, then import",
@@ -40,11 +45,13 @@ pub async fn import(args: TransferArgs) -> anyhow::Result<u8> {
             path.display()
         );
     }
-    file.rewind().await?;
+    file.rewind()?;
     let progress = progress(Some(size));
     let sent = progress.clone();
-    let stream =
-        ReaderStream::with_capacity(file.take(size), CHUNK_BYTES).inspect_ok(move |chunk| sent.inc(chunk.len() as u64));
+    let (pieces, read) = mpsc::channel(PIECES_MAX);
+    tokio::task::spawn_blocking(move || read_pieces(file.take(size), &pieces));
+    let stream = futures_util::stream::unfold(read, |mut read| async { read.recv().await.map(|piece| (piece, read)) })
+        .inspect_ok(move |piece: &Bytes| sent.inc(piece.len() as u64));
     let body = reqwest::Body::wrap_stream(stream);
     node.post("/import", &[("name", name.as_str())], body).await?;
     progress.finish_and_clear();
@@ -71,25 +78,64 @@ pub async fn export(args: TransferArgs) -> anyhow::Result<u8> {
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
         .tempfile_in(folder)
         .with_context(|| format!("create a file in {}", folder.display()))?;
-    let mut file = tokio::fs::File::from_std(temporary.as_file().try_clone()?);
+    let (pieces, received) = mpsc::channel(PIECES_MAX);
+    let file = temporary.as_file().try_clone()?;
+    let written = tokio::task::spawn_blocking(move || write_pieces(received, &file));
     let mut stream = response.bytes_stream();
     let mut header = Vec::with_capacity(HEADER_LEN);
     let mut size = 0;
     while let Some(chunk) = stream.next().await {
         let chunk = chunk.context("the node broke off")?;
         header.extend_from_slice(&chunk[..chunk.len().min(HEADER_LEN - header.len())]);
-        file.write_all(&chunk).await.context("write the copy")?;
         size += chunk.len() as u64;
         progress.inc(chunk.len() as u64);
+        if pieces.send(chunk).await.is_err() {
+            // Writing failed; the thread says why.
+            break;
+        }
     }
-    file.flush().await?;
-    file.sync_all().await.context("sync the copy")?;
+    drop(pieces);
+    written.await?.context("write the copy")?;
     check_complete(&header, size).context("the node sent something else than a complete database")?;
     temporary.persist(path).with_context(|| format!("rename to {}", path.display()))?;
     std::fs::File::open(folder)?.sync_all()?;
     progress.finish_and_clear();
     println!("exported {name} to {} ({size} bytes)", path.display());
     Ok(0)
+}
+
+/// Sends what the file holds, until the receiver is dropped.
+fn read_pieces(mut file: impl Read, pieces: &mpsc::Sender<io::Result<Bytes>>) {
+    loop {
+        let mut piece = vec![0; CHUNK_BYTES];
+        let read = match file.read(&mut piece) {
+            Ok(0) => break,
+            Ok(len) => {
+                piece.truncate(len);
+                Ok(piece.into())
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => Err(error),
+        };
+        let failed = read.is_err();
+        if pieces.blocking_send(read).is_err() || failed {
+            break;
+        }
+    }
+}
+
+/// Writes what comes, in order, until the sender is dropped, and makes it durable.
+fn write_pieces(mut pieces: mpsc::Receiver<Bytes>, mut file: &File) -> io::Result<()> {
+    let (mut len, mut begun) = (0, 0);
+    while let Some(piece) = pieces.blocking_recv() {
+        file.write_all(&piece)?;
+        len += piece.len() as u64;
+        if len - begun >= WRITE_BACK_BYTES {
+            litefs::start_writing_back(file, begun, len - begun);
+            begun = len;
+        }
+    }
+    file.sync_all()
 }
 
 fn sibling(path: &Path, suffix: &str) -> PathBuf {

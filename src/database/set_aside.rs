@@ -81,7 +81,7 @@ impl Database {
             if path.exists() {
                 room = room.checked_sub(fs::metadata(&path)?.len()).ok_or_else(full)?;
                 let copy = os::create_new("lost_and_found.create", &folder.join(kind.data_name()))?;
-                os::copy("lost_and_found.write", &mut File::open(path)?, &copy)?;
+                os::copy_file("lost_and_found.write", &File::open(path)?, &copy)?;
                 os::sync_data("lost_and_found.sync", &copy)?;
             }
         }

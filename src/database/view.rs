@@ -193,8 +193,7 @@ impl Database {
         let path = self.files.dir().join("log").join(format!("{}-view-{number}.spool", std::process::id()));
         let copy = os::open_or_create("view.copy", &path)?;
         fs::remove_file(&path)?;
-        let mut source = File::open(self.files.path(FileKind::Database))?;
-        os::copy("view.copy", &mut source, &copy)?;
+        os::copy_file("view.copy", &File::open(self.files.path(FileKind::Database))?, &copy)?;
         Ok(copy)
     }
 

@@ -1,17 +1,21 @@
 //! Request bodies that are files: written beside the databases first, so that a slow or broken upload touches nothing.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
+use bytes::Bytes;
 use http_body_util::BodyExt;
-use tokio::io::AsyncWriteExt;
+use tokio::sync::mpsc;
 
 use super::error::ApiError;
 
 /// How long a client may send nothing in the middle of a body.
 const STALL_MAX: Duration = Duration::from_secs(60);
+/// Pieces of a body that wait to be written.
+const PIECES_MAX: usize = 16;
 
 /// The folder for spooled bodies, emptied: what is in it was left by a killed process.
 pub(crate) async fn prepare(data_dir: &Path) -> io::Result<PathBuf> {
@@ -39,22 +43,39 @@ impl Drop for Spool {
 }
 
 /// Reads a body into a new file in `dir`.
-pub(crate) async fn spool(dir: &Path, mut body: Body) -> Result<Spool, ApiError> {
+pub(crate) async fn spool(dir: &Path, body: Body) -> Result<Spool, ApiError> {
     let path = dir.join(format!("{:016x}", fastrand::u64(..)));
     let disk = |error: io::Error| ApiError::io("write the body to the data directory", &error);
-    let mut file = tokio::fs::File::create_new(&path).await.map_err(disk)?;
+    let file = tokio::fs::File::create_new(&path).await.map_err(disk)?.into_std().await;
     let spool = Spool { path };
+    let (pieces, received) = mpsc::channel(PIECES_MAX);
+    let writing = tokio::task::spawn_blocking(move || write_pieces(received, file));
+    let read = read_pieces(body, pieces).await;
+    writing.await.unwrap_or_else(|panic| Err(io::Error::other(panic.to_string()))).map_err(disk)?;
+    read.map(|()| spool)
+}
+
+/// Passes the body on until it ends, or until nobody takes it any more.
+async fn read_pieces(mut body: Body, pieces: mpsc::Sender<Bytes>) -> Result<(), ApiError> {
     while !body.is_end_stream() {
         let frame = tokio::time::timeout(STALL_MAX, body.frame()).await;
         let frame = frame.map_err(|_| ApiError::bad_request("the request body stalled"))?;
         let Some(frame) = frame else { break };
         let frame = frame.map_err(|error| ApiError::bad_request(format!("read the request body: {error}")))?;
-        if let Ok(data) = frame.into_data() {
-            file.write_all(&data).await.map_err(disk)?;
+        if let Ok(data) = frame.into_data()
+            && pieces.send(data).await.is_err()
+        {
+            break;
         }
     }
-    file.flush().await.map_err(disk)?;
-    Ok(spool)
+    Ok(())
+}
+
+fn write_pieces(mut pieces: mpsc::Receiver<Bytes>, mut file: File) -> io::Result<()> {
+    while let Some(piece) = pieces.blocking_recv() {
+        file.write_all(&piece)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

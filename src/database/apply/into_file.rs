@@ -228,7 +228,7 @@ impl Database {
         }
         let offset = page_offset(run.first, run.page_size);
         os::write_all_at("database.write", file, &run.bytes, offset)?;
-        os::start_writing_back(file, offset, run.bytes.len());
+        os::start_writing_back(file, offset, run.bytes.len() as u64);
         self.push_to_cache(kernel, offset, &run.bytes);
         run.bytes.clear();
         Ok(())

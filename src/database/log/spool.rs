@@ -67,7 +67,7 @@ impl Spool {
     fn write_back(&mut self) {
         let waiting = self.written - self.written_back;
         if waiting >= WRITE_BACK_BYTES {
-            os::start_writing_back(&self.file, START + self.written_back, usize::try_from(waiting).unwrap_or(0));
+            os::start_writing_back(&self.file, START + self.written_back, waiting);
             self.written_back = self.written;
         }
     }
