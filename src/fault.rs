@@ -110,6 +110,8 @@ pub(crate) use release::{check, check_write};
 #[cfg(any(test, debug_assertions, feature = "fault-injection"))]
 mod injection;
 #[cfg(test)]
+pub(crate) mod moment;
+#[cfg(test)]
 pub(crate) use injection::on_this_thread_after;
 #[cfg(any(test, debug_assertions, feature = "fault-injection"))]
 pub use injection::{Injected, on_this_thread};

@@ -66,6 +66,11 @@ impl Database {
         self.fence.held.load(Ordering::Acquire)
     }
 
+    /// Whether a thread is waiting for the fence's locks. None begins to while the caller holds [`Self::action`].
+    pub(crate) fn is_fence_closing(&self) -> bool {
+        self.fence.reasons.lock().closing
+    }
+
     /// Whether clients write under the primary's HALT lock: then its lease counts, not ours.
     pub(crate) fn writes_under_halt(&self) -> bool {
         let reasons = self.fence.reasons.lock();

@@ -49,7 +49,7 @@ impl Unpacker {
         Self::default()
     }
 
-    /// Checks every rule of the format, as [`super::verify`], and returns what the file holds.
+    /// Checks every rule of the format, as [`super::verify()`], and returns what the file holds.
     ///
     /// # Errors
     /// The first rule broken.

@@ -41,8 +41,12 @@ struct Alone {
 }
 
 impl Database {
-    /// Applies a verified record into the file.
+    /// Applies a verified record into the file. The caller holds [`Self::action`].
     pub(super) fn apply_to_file(&self, record: &mut Incoming, logged: Logged) -> Result<Pos, ApplyError> {
+        if self.is_fence_closing() {
+            // Since applying waited for it. It takes SHARED by the descriptor that is to hold EXCLUSIVE, which would let readers in.
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the fence is being closed; it is tried again").into());
+        }
         let alone = self.be_alone()?;
         let begun = self.begin_in_file(&alone, record, logged);
         let written = match begun {

@@ -62,6 +62,8 @@ impl Database {
     /// a rollback-mode database are in the way; try again. Any other: the disk; the next call completes what was begun.
     pub fn apply(self: &Arc<Self>, input: &mut dyn Read) -> Result<Pos, ApplyError> {
         let mut record = self.receive(input)?;
+        #[cfg(test)]
+        crate::fault::moment::passes("apply.action");
         let _action = self.action.lock();
         if !self.shared.is_replica() {
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, "this node has become the primary").into());

@@ -13,8 +13,8 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use crate::database::{ApplyError, Database, Record, RecordBody};
+use crate::fault::moment;
 use crate::kernel::FileKind;
-use crate::sqlite::wal_index::recover::before_publishing;
 use crate::store::{Mode, Store, StoreConfig};
 use crate::{Checksum, DbName, Layout, PlainDirectory, Pos, Txid};
 
@@ -238,7 +238,7 @@ fn index_rebuilt_meanwhile(rows: i64) {
     let (has_read, is_applied) = (mpsc::channel(), mpsc::channel::<()>());
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            before_publishing::set(move || {
+            moment::at("wal_index.publish", move || {
                 has_read.0.send(()).unwrap();
                 // It waits for us, or else it would end within this time.
                 let _ = is_applied.1.recv_timeout(Duration::from_millis(500));

@@ -6,6 +6,7 @@ use super::client::Client;
 use super::rollback::{file, hooked_database, open};
 use super::{Node, WAIT, wait_until};
 use crate::database::{ApplyError, Database, Record, RecordBody};
+use crate::fault::moment;
 use crate::store::Mode;
 use crate::{DbName, Pos};
 
@@ -79,6 +80,44 @@ fn a_long_reader_in_rollback_mode_makes_a_record_wait_but_is_not_disturbed() {
     reader.run("COMMIT").expect("ends");
     ship(&primary, &follower);
     assert_eq!(reader.run("SELECT count(*) FROM t"), Ok("2".to_owned()));
+}
+
+/// A fence that begins to close when applying has waited for it already: it takes its locks by the descriptor that keeps readers out.
+#[test]
+fn a_record_is_not_written_into_the_file_while_the_fence_is_being_closed() {
+    let (first, second) = (Node::start(Mode::Primary), Node::start(Mode::Replica));
+    let (primary, vfs) = hooked_database(&first, "db");
+    let writer = open(&first, "db", &vfs);
+    writer.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES(1)").expect("writes");
+    let follower = replica(&second);
+    ship(&primary, &follower);
+    writer.execute_batch("INSERT INTO t VALUES(2)").expect("writes");
+    let record = primary.log.read(primary.pos().txid).expect("reads").expect("there");
+    let before = follower.pos();
+    follower.set_local_writes(true).expect("opens");
+    let client = Arc::new(Client::open(&second.path("db")));
+    let (sender, closing) = std::sync::mpsc::channel();
+    moment::at("apply.action", {
+        let (follower, client) = (Arc::clone(&follower), Arc::clone(&client));
+        move || {
+            client.run("BEGIN IMMEDIATE").expect("begins");
+            let closer = Arc::clone(&follower);
+            sender.send(std::thread::spawn(move || closer.set_local_writes(false))).expect("sends");
+            wait_until("the fence is being closed", || follower.is_fence_closing());
+        }
+    });
+    let error = apply(&follower, &record).expect_err("the fence is being closed");
+    assert!(matches!(&error, ApplyError::Io(cause) if cause.kind() == std::io::ErrorKind::TimedOut), "{error}");
+    assert!(
+        error.to_string().contains("the fence is being closed"),
+        "not only when the locks are not to be had: {error}"
+    );
+    assert_eq!((follower.pos(), follower.log.last_pos()), (before, before));
+    client.run("ROLLBACK").expect("ends");
+    closing.recv().expect("was begun").join().expect("no panic").expect("closes");
+    ship(&primary, &follower);
+    assert_eq!(client.run("SELECT count(*) FROM t"), Ok("2".to_owned()));
+    assert!(client.run("DELETE FROM t").is_err(), "a replica is read-only");
 }
 
 #[test]

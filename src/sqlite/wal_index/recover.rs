@@ -40,7 +40,7 @@ impl WalIndex {
             salt: prefix.header.salt,
         });
         #[cfg(test)]
-        before_publishing::run();
+        crate::fault::moment::passes("wal_index.publish");
         // Before the header: what is in the database file of another WAL says nothing of this one.
         self.set_backfill(0)?;
         self.set_backfill_attempted(header.mx_frame)?;
@@ -95,25 +95,4 @@ fn valid_pages(wal: &File) -> io::Result<(Option<ValidPrefix>, Vec<u32>)> {
     }
     pages.truncate(prefix.mx_frame as usize);
     Ok((Some(prefix), pages))
-}
-
-/// What a test does at the moment at which a recovery has read the WAL and not published the index yet.
-#[cfg(test)]
-pub(crate) mod before_publishing {
-    use std::cell::Cell;
-
-    thread_local! {
-        static ACTION: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
-    }
-
-    /// Once, at this thread's next recovery.
-    pub(crate) fn set(action: impl FnOnce() + 'static) {
-        ACTION.set(Some(Box::new(action)));
-    }
-
-    pub(super) fn run() {
-        if let Some(action) = ACTION.take() {
-            action();
-        }
-    }
 }
