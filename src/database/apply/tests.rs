@@ -110,6 +110,8 @@ pub(super) fn ship(primary: &Node, replica: &Node) {
 pub(super) fn image(node: &Node) -> Vec<u8> {
     use std::os::unix::fs::FileExt;
     let copy = tempfile::tempdir().unwrap();
+    // A checkpoint in the background may not cut the file meanwhile.
+    let action = node.db.action.lock();
     let read = |file: &std::fs::File| {
         let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
         file.read_exact_at(&mut bytes, 0).unwrap();
@@ -119,6 +121,7 @@ pub(super) fn image(node: &Node) -> Vec<u8> {
     if let Some(wal) = node.db.files.wal().unwrap() {
         std::fs::write(copy.path().join("db-wal"), read(&wal)).unwrap();
     }
+    drop(action);
     let connection = Connection::open(copy.path().join("db")).unwrap();
     assert_eq!(integrity(&connection), "ok");
     let _ = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));

@@ -81,7 +81,8 @@ impl Database {
         if written.is_err() {
             self.unlog(&state, logged);
         }
-        let (pos, after) = (state.pos, written?);
+        written?;
+        let pos = state.pos;
         drop(state);
         if self.wants_checkpoint() {
             self.shared.notify(Notice::Checkpoint(self.name.clone()));
@@ -102,7 +103,7 @@ impl Database {
         state: &mut CaptureState,
         records: &mut [Incoming],
         logged: Logged,
-    ) -> Result<IndexHeader, ApplyError> {
+    ) -> Result<(), ApplyError> {
         let are_joined = records.len() >= JOINED_RECORDS_MIN;
         self.log_records(records, logged, are_joined)?;
         for transaction in records.chunks(if are_joined { records.len() } else { 1 }) {
@@ -116,7 +117,7 @@ impl Database {
             self.records_applied(state, transaction);
             header = after;
         }
-        Ok(header)
+        Ok(())
     }
 
     /// The WAL, created when it is missing.
