@@ -2,6 +2,7 @@
 
 mod fly;
 mod keeper;
+mod memory;
 mod mount_metrics;
 mod proxy;
 mod seams;
@@ -30,7 +31,7 @@ pub fn run(args: &WorkerArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    return_large_buffers();
+    memory::return_large_buffers();
     logging::init(&config.log, Some(&config.tracing), args.mount.tracing, config.fuse.debug);
     let result = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from);
     let result = result.and_then(|runtime| {
@@ -46,21 +47,6 @@ pub fn run(args: &WorkerArgs) -> ExitCode {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
-    }
-}
-
-/// Buffers of at least this many bytes are mappings of their own.
-#[cfg(target_env = "gnu")]
-const MAPPED_BYTES_MIN: libc::c_int = 1 << 20;
-
-/// Makes large buffers mappings of their own for good, so that only what is used of them takes memory, and nothing when they are
-/// freed. By itself glibc goes over to its heap for sizes that were freed once; then each FUSE thread's 16 MiB request buffer,
-/// of which hardly anything is ever used, is cleared and so resident.
-fn return_large_buffers() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: sets a parameter of the allocator, and no other thread runs yet.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES_MIN);
     }
 }
 
@@ -93,6 +79,7 @@ enum Order {
 }
 
 async fn work(config: config::Config, channel: Arc<Channel>, cell: Arc<FenceCell>) -> anyhow::Result<()> {
+    tokio::spawn(memory::return_free_memory_when_idle());
     let mut orders = orders(channel.clone())?;
     let mut running = tokio::select! {
         running = Running::start(&config, channel.clone(), cell) => running?,
