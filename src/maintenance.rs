@@ -9,7 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 pub use crate::database::Inspection;
 use crate::database::inspect;
 use crate::store::{Store, StoreConfig};
-use crate::{DbName, Pos};
+use crate::{DbName, Layout, Pos};
 
 /// Reads every database of a data directory whole: log, database file, WAL. Changes nothing.
 ///
@@ -23,7 +23,7 @@ pub fn verify(data_dir: &Path) -> io::Result<Vec<(DbName, Inspection)>> {
         if let Some(Ok(name)) = entry.file_name().to_str().map(str::parse::<DbName>)
             && entry.file_type()?.is_dir()
         {
-            found.push((name, inspect(&entry.path())?));
+            found.push((name, inspect(&entry.path(), Layout::Data)?));
         }
     }
     found.sort_by(|a, b| a.0.cmp(&b.0));

@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::{Incoming, Logged};
@@ -32,6 +33,18 @@ pub(crate) enum Rejoining {
     To(Pos),
     /// The mark cannot be read, and why.
     Unknown(String),
+}
+
+impl Rejoining {
+    /// What the mark in a database's folder says.
+    pub(crate) fn read(dir: &Path) -> Self {
+        let mut text = Vec::new();
+        match File::open(dir.join(MARK)).and_then(|mark| mark.take(MARK_BYTES_MAX).read_to_end(&mut text)) {
+            Ok(_) => read_mark(&text).map_or_else(|| Self::Unknown("it is damaged".to_owned()), Self::To),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::No,
+            Err(error) => Self::Unknown(error.to_string()),
+        }
+    }
 }
 
 /// A position of ours that a primary has, too: where a resync with it was to begin.
@@ -120,13 +133,7 @@ impl Database {
 
     /// What the mark says.
     pub(crate) fn rejoining(&self) -> Rejoining {
-        let mut text = Vec::new();
-        let path = self.files.dir().join(MARK);
-        match File::open(path).and_then(|mark| mark.take(MARK_BYTES_MAX).read_to_end(&mut text)) {
-            Ok(_) => read_mark(&text).map_or_else(|| Rejoining::Unknown("it is damaged".to_owned()), Rejoining::To),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Rejoining::No,
-            Err(error) => Rejoining::Unknown(error.to_string()),
-        }
+        Rejoining::read(self.files.dir())
     }
 
     /// The files are where the log is: removes the mark, if that can be done.

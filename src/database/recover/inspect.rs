@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::base;
 use super::wal::{Commit, Wal};
 use crate::Pos;
+use crate::database::apply::Rejoining;
 use crate::database::log::Log;
 use crate::kernel::{FileKind, Layout};
 use crate::ltx::verify;
@@ -32,7 +33,7 @@ pub struct Inspection {
 ///
 /// # Errors
 /// Reading. What is damaged is in the result.
-pub fn inspect(dir: &Path) -> io::Result<Inspection> {
+pub fn inspect(dir: &Path, layout: Layout) -> io::Result<Inspection> {
     let (log, opened) = Log::open_read_only(dir)?;
     let log = Arc::new(log);
     let mut found = Inspection { pos: log.last_pos(), ..Inspection::default() };
@@ -46,7 +47,7 @@ pub fn inspect(dir: &Path) -> io::Result<Inspection> {
         found.problems.push(format!("{} files do not connect to the newest record", opened.ignored_files));
     }
     inspect_records(&log, &mut found)?;
-    inspect_files(dir, &log, &mut found)?;
+    inspect_files(dir, layout, &log, &mut found)?;
     Ok(found)
 }
 
@@ -68,23 +69,23 @@ fn inspect_records(log: &Arc<Log>, found: &mut Inspection) -> io::Result<()> {
     Ok(())
 }
 
-fn open(dir: &Path, kind: FileKind) -> io::Result<Option<File>> {
-    match File::open(dir.join(Layout::Data.file_name(kind))) {
+fn open(dir: &Path, layout: Layout, kind: FileKind) -> io::Result<Option<File>> {
+    match File::open(dir.join(layout.file_name(kind))) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-fn inspect_files(dir: &Path, log: &Log, found: &mut Inspection) -> io::Result<()> {
+fn inspect_files(dir: &Path, layout: Layout, log: &Log, found: &mut Inspection) -> io::Result<()> {
     let header = log.last_header();
-    let Some(database) = open(dir, FileKind::Database)? else {
+    let Some(database) = open(dir, layout, FileKind::Database)? else {
         if header.is_some_and(|header| header.commit > 0) {
             found.problems.push("the database file is missing".into());
         }
         return Ok(());
     };
-    if let Some(journal) = open(dir, FileKind::Journal)?
+    if let Some(journal) = open(dir, layout, FileKind::Journal)?
         && Journal::open(&journal)?.is_some()
     {
         found.notes.push("an unfinished transaction; the next start rolls it back".into());
@@ -92,7 +93,7 @@ fn inspect_files(dir: &Path, log: &Log, found: &mut Inspection) -> io::Result<()
     }
     let base = base::read(&database, header.as_ref())?;
     let mut commits = vec![Commit::of_file(&base.checksums)];
-    if let Some(wal) = open(dir, FileKind::Wal)?.map(|file| Wal::open(Arc::new(file))).transpose()?.flatten() {
+    if let Some(wal) = open(dir, layout, FileKind::Wal)?.map(|file| Wal::open(Arc::new(file))).transpose()?.flatten() {
         let mut checksums = base.checksums.clone();
         wal.overlay(&database, &mut checksums, u32::MAX, &mut |commit| commits.push(commit))?;
     }
@@ -105,6 +106,19 @@ fn inspect_files(dir: &Path, log: &Log, found: &mut Inspection) -> io::Result<()
     if header.commit == 0 {
         found.notes.push("a deletion that is not finished, or a new database without a record".into());
         return Ok(());
+    }
+    if last.checksum != found.pos.checksum && !header.is_snapshot() {
+        match Rejoining::read(dir) {
+            Rejoining::To(pos) if pos == found.pos => {
+                found.notes.push(format!("a resync to {pos} was interrupted; the next start completes it"));
+                return Ok(());
+            }
+            Rejoining::Unknown(why) => found.problems.push(format!(
+                "a resync may have been interrupted, but its mark `rejoining` cannot be read ({why}); the next start leaves the database \
+                 broken until a primary replaces it"
+            )),
+            Rejoining::No | Rejoining::To(_) => {}
+        }
     }
     if let Some(at) = commits.iter().rposition(|commit| commit.checksum == found.pos.checksum) {
         found.commits_without_record = commits.len() - 1 - at;

@@ -3,8 +3,8 @@
 use std::io;
 
 use super::*;
-use crate::database::Health;
 use crate::database::apply::rejoin::Rejoining;
+use crate::database::{Health, inspect};
 use crate::fault;
 
 /// Rows before the histories part.
@@ -293,6 +293,17 @@ fn half_rejoined() -> (Node, Node, Connection) {
     (old, new, write)
 }
 
+#[test]
+fn an_interrupted_resync_is_said_and_no_damage() {
+    let (old, new, _write) = half_rejoined();
+    let started = killed_and(&old, |dir| {
+        let found = inspect(dir, Layout::Sqlite).unwrap();
+        assert_eq!(found.problems, Vec::<String>::new());
+        assert!(found.notes.iter().any(|note| note.contains("the next start completes it")), "{:?}", found.notes);
+    });
+    assert_eq!((started.db.health(), started.db.pos()), (Health::Ok, new.db.pos()));
+}
+
 /// Makes something else of a mark's bytes.
 type Damage = Box<dyn Fn(&mut Vec<u8>)>;
 
@@ -313,6 +324,8 @@ fn files_beside_a_mark_that_cannot_be_read_are_not_believed() {
             let mut mark = std::fs::read(dir.join("rejoining")).unwrap();
             damage(&mut mark);
             std::fs::write(dir.join("rejoining"), mark).unwrap();
+            let problems = inspect(dir, Layout::Sqlite).unwrap().problems;
+            assert!(problems[0].contains("`rejoining` cannot be read"), "{what}: {problems:?}");
         });
         let Health::Broken(reason) = started.db.health() else { panic!("{what}: {:?}", started.db.health()) };
         assert!(reason.contains("let a primary replace it"), "{what}: {reason}");
@@ -351,7 +364,10 @@ fn a_damaged_mark_that_was_left_behind_does_not_matter_where_the_files_are_at_th
     drop(injected);
     write.execute("INSERT INTO t(x) VALUES('on')", []).unwrap();
     ship(&new, &old);
-    let started = killed_and(&old, |dir| std::fs::write(dir.join("rejoining"), "damaged").unwrap());
+    let started = killed_and(&old, |dir| {
+        std::fs::write(dir.join("rejoining"), "damaged").unwrap();
+        assert_eq!(inspect(dir, Layout::Sqlite).unwrap().problems, Vec::<String>::new());
+    });
     assert_eq!((started.db.health(), started.db.pos()), (Health::Ok, new.db.pos()));
     assert_eq!(started.db.rejoining(), Rejoining::No);
     assert!(image(&started) == image(&new));
