@@ -218,8 +218,9 @@ impl Database {
     /// [`crate::Kernel::open`], so another thread must be there to answer that.
     ///
     /// # Errors
-    /// Opening, locking, mapping.
+    /// `ENOTCONN` once a clean stop has begun; opening, locking, mapping.
     pub fn shm_opened(&self) -> io::Result<()> {
+        let _opening = self.shared.opening()?;
         if !self.files.exists(FileKind::Shm) {
             return Ok(());
         }
@@ -235,8 +236,9 @@ impl Database {
     /// length must stay (a shorter one faults), so the index is made invalid where it is: to SQLite it is the same.
     ///
     /// # Errors
-    /// Changing the size, giving CKPT back.
+    /// `ENOTCONN` once a clean stop has begun; changing the size, giving CKPT back.
     pub fn shm_truncate(&self, len: u64) -> io::Result<()> {
+        self.shared.check_open()?;
         let file = os::open_or_create("shm.create", &self.files.path(FileKind::Shm))?;
         let before = file.metadata()?.len();
         let Some(shm) = self.shm().filter(|_| len < before) else { return os::set_len("shm.truncate", &file, len) };

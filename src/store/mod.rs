@@ -278,8 +278,8 @@ impl Store {
         self.shared.events.subscribe()
     }
 
-    /// Clean stop: captures what is left, closes lock descriptors (before unmounting!), checkpoints nothing by force,
-    /// persists page checksums, syncs logs. Blocking.
+    /// Clean stop: lets no client open a database any more, captures what is left, closes lock descriptors (before unmounting!),
+    /// checkpoints nothing by force, persists page checksums, syncs logs. Blocking.
     pub fn close(&self) {
         self.shared.signals.stop();
         let this_thread = std::thread::current().id();
@@ -290,10 +290,19 @@ impl Store {
             }
         }
         let deadline = Instant::now() + CLOSE_WAIT;
+        self.shared.close(deadline);
         for database in self.all_databases() {
             database.close(deadline);
         }
         self.detach_kernel();
+    }
+
+    /// Whether clients of the mount may open database files.
+    ///
+    /// # Errors
+    /// `ENOTCONN` once [`Self::close`] has begun.
+    pub fn check_open(&self) -> io::Result<()> {
+        self.shared.check_open()
     }
 
     /// Stops using the mount (closes every descriptor on it); databases stay readable for export.

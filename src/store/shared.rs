@@ -5,9 +5,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::broadcast;
 
@@ -49,6 +49,10 @@ pub(crate) struct Shared {
     pub(super) kernel: RwLock<Option<Arc<dyn Kernel>>>,
     pub(super) fence_keeper: RwLock<Option<Arc<dyn FenceKeeper>>>,
     pub(super) write_gate: RwLock<Option<Arc<dyn WriteGate>>>,
+    /// A clean stop has begun: no client gets at a wal-index any more.
+    closed: AtomicBool,
+    /// Held for reading while a client opens a wal-index. Taken before every lock of a database.
+    opening: RwLock<()>,
     pub(super) signals: Signals,
 }
 
@@ -132,6 +136,8 @@ impl Shared {
             kernel: RwLock::new(None),
             fence_keeper: RwLock::new(None),
             write_gate: RwLock::new(None),
+            closed: AtomicBool::new(false),
+            opening: RwLock::default(),
             signals: Signals::new()?,
         })
     }
@@ -149,6 +155,32 @@ impl Shared {
     /// Whether a commit may be acknowledged at this instant.
     pub(crate) fn may_commit(&self) -> bool {
         self.write_gate.read().as_ref().is_none_or(|gate| gate.is_open())
+    }
+
+    /// From now on no client opens a wal-index, or makes a new one of it; those that are about to are waited for until `deadline`.
+    pub(super) fn close(&self, deadline: Instant) {
+        self.closed.store(true, Ordering::SeqCst);
+        if self.opening.try_write_until(deadline).is_none() {
+            tracing::warn!("a client is still opening a database");
+        }
+    }
+
+    /// A client is about to open a wal-index; hold the guard until the engine has it, too.
+    ///
+    /// # Errors
+    /// `ENOTCONN` once a clean stop has begun: the client would be alone with it when the engine lets go, and what it then
+    /// commits nobody would see.
+    pub(crate) fn opening(&self) -> io::Result<RwLockReadGuard<'_, ()>> {
+        let guard = self.opening.read();
+        self.check_open().map(|()| guard)
+    }
+
+    /// Whether clients may begin to use a database.
+    ///
+    /// # Errors
+    /// `ENOTCONN` once a clean stop has begun.
+    pub(crate) fn check_open(&self) -> io::Result<()> {
+        if self.closed.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(libc::ENOTCONN)) } else { Ok(()) }
     }
 
     /// Whether clients of this node may not write.

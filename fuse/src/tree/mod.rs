@@ -199,10 +199,12 @@ impl Tree {
         if !self.attached.pass() {
             return Err(Error::other("the engine is not attached to the mount"));
         }
-        match node.target() {
-            Target::Db(database, _, FileKind::Database) => database.db_opened(),
-            Target::Db(database, _, FileKind::Shm) => database.shm_opened(),
-            _ => Ok(()),
+        let Target::Db(database, _, kind) = node.target() else { return Ok(()) };
+        self.store.check_open()?;
+        match kind {
+            FileKind::Database => database.db_opened(),
+            FileKind::Shm => database.shm_opened(),
+            FileKind::Journal | FileKind::Wal => Ok(()),
         }
     }
 

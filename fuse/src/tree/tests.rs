@@ -102,3 +102,21 @@ fn a_database_that_is_created_again_keeps_its_inode_while_the_engine_lags() {
         outcome.expect("every round");
     });
 }
+
+/// Between the engine's end and the mount's a client would be alone with a wal-index, which it could make anew: nobody would see
+/// what it commits.
+#[test]
+fn no_client_gets_at_a_database_that_the_engine_lets_go_of() {
+    let dir = tempfile::tempdir().expect("dir");
+    let tree = tree(dir.path());
+    let database = create(&tree, "app.db");
+    create(&tree, "app.db-journal");
+    let shm = create(&tree, "app.db-shm");
+    assert!(tree.open(database.ino, 0).is_ok() && tree.open(shm.ino, 0).is_ok());
+    tree.store.close();
+    let refused = |result: Result<()>| result.err().and_then(|error| error.raw_os_error()) == Some(libc::ENOTCONN);
+    for node in [&database, &shm] {
+        assert!(refused(tree.open(node.ino, 0).map(drop)));
+    }
+    assert!(refused(tree.truncate(&shm, 3)), "one that had it open before makes no new index of it");
+}
