@@ -24,7 +24,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// How many different reasons are remembered as said.
 const SAID_MAX: usize = 100;
 /// How long recording the stop may take.
-const RECORD_STOP_WITHIN: Duration = Duration::from_millis(500);
+pub(super) const RECORD_STOP_WITHIN: Duration = Duration::from_millis(500);
 
 /// What comes next.
 pub(super) enum Next {

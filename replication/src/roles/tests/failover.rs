@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use litefs_lease::{Acquire, LeaseId, PrimaryInfo, StaticLeaser};
 
@@ -42,6 +43,30 @@ async fn a_clean_stop_releases_the_lease_and_the_replica_leads() {
     let records = cluster.lease.view().nodes;
     assert!(records.iter().any(|(record, _)| record.hostname == "a" && record.stopped));
     writers.check();
+}
+
+#[tokio::test]
+async fn a_candidate_without_the_stopping_primarys_tail_lets_one_that_has_it_go_first() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    for node in [&a, &b] {
+        node.engine.set_position("db", 10);
+    }
+    until("their positions are recorded", || {
+        cluster.lease.view().nodes.iter().all(|(node, _)| !node.positions.is_empty())
+    })
+    .await;
+    // Sent to a third node, which is about to connect to Consul again.
+    a.engine.set_position("db", 12);
+    a.role.stop().await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!b.could_write());
+    let c = cluster.node_with("c", candidate(), |engine| {
+        engine.cluster_id.lock().clone_from(&b.engine.cluster_id.lock());
+        engine.set_position("db", 12);
+    });
+    until("the one with the tail leads", || c.could_write()).await;
+    assert!(!b.could_write());
 }
 
 #[tokio::test]
