@@ -133,6 +133,7 @@ impl Node {
         let receiver = Receiver {
             store: store.clone(),
             lag: lag.clone(),
+            problems: problems.clone(),
             lanes,
             memory: Receiver::memory(),
             filter: config.databases.clone(),

@@ -19,7 +19,8 @@ use crate::node::Shared;
 pub(super) struct HaltQuery {
     #[serde(default)]
     name: String,
-    #[serde(default)]
+    /// LiteFS calls it `id` at `/halt` and `lockID` at `/tx`.
+    #[serde(default, alias = "lockID")]
     id: String,
 }
 

@@ -116,7 +116,7 @@ impl Shipper {
         if self.shipped != last {
             return Err(format!("the log ends at {}, the database is at {last}", self.shipped));
         }
-        let path = self.path("/halt");
+        let path = self.halt_path();
         match self.ask(Method::DELETE, &path, || full(Bytes::new())).await {
             // Expired in this moment: everything is there all the same.
             Ok(()) | Err(PeerError::Refused(_, StatusCode::NOT_FOUND, _)) => Ok(()),
@@ -154,12 +154,16 @@ impl Shipper {
         self.role.is_primary()
     }
 
-    fn path(&self, route: &str) -> String {
-        format!("{route}?name={}&id={}", query_escape(self.db.name().as_str()), self.id)
+    fn halt_path(&self) -> String {
+        format!("/halt?name={}&id={}", query_escape(self.db.name().as_str()), self.id)
+    }
+
+    fn tx_path(&self) -> String {
+        format!("/tx?name={}&lockID={}", query_escape(self.db.name().as_str()), self.id)
     }
 
     async fn renew(&mut self) -> Result<(), String> {
-        let path = self.path("/halt");
+        let path = self.halt_path();
         self.ask(Method::POST, &path, || full(Bytes::new())).await.map_err(|error| format!("renew the lock: {error}"))
     }
 
@@ -179,7 +183,7 @@ impl Shipper {
             if records.is_empty() {
                 return Ok(());
             }
-            let path = self.path("/tx");
+            let path = self.tx_path();
             for record in records {
                 let sent = self.ask(Method::POST, &path, || body(&record)).await;
                 sent.map_err(|error| format!("send {}: {error}", record.post))?;

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::now_ms;
 use crate::metrics::Metrics;
-use crate::problems::Problems;
+use crate::problems::{Failure, Problems};
 
 /// Threads.
 const LANES: usize = 4;
@@ -276,11 +276,11 @@ impl LaneParts {
     }
 
     /// Remembers how it went.
-    fn note(&self, connection: &Connection, db: &DbName, result: Result<(), String>) {
+    fn note(&self, connection: &Connection, db: &DbName, result: Result<(), Failure>) {
         match result {
             Ok(()) => self.problems.works(db),
-            Err(cause) => {
-                let retry = self.problems.failed(db, cause, self.retry_first);
+            Err(failure) => {
+                let retry = self.problems.failed(db, failure, self.retry_first);
                 connection.fail(db, retry);
             }
         }
@@ -299,7 +299,7 @@ impl LaneParts {
     }
 
     /// Applies records that wait for the same database: verified first, then many at once.
-    fn apply_waiting(&self, name: &DbName, waiting: &[Waiting], unpacker: &mut Unpacker) -> Result<(), String> {
+    fn apply_waiting(&self, name: &DbName, waiting: &[Waiting], unpacker: &mut Unpacker) -> Result<(), Failure> {
         let db = self.database(name)?;
         let mut verified = Vec::with_capacity(waiting.len());
         let mut bytes = 0;
@@ -325,7 +325,7 @@ impl LaneParts {
         self.apply_verified(&db, &mut verified)
     }
 
-    fn apply_verified(&self, db: &Arc<Database>, records: &mut Vec<Incoming>) -> Result<(), String> {
+    fn apply_verified(&self, db: &Arc<Database>, records: &mut Vec<Incoming>) -> Result<(), Failure> {
         let (applied, result) = db.apply_all(records);
         for record in records.drain(..).take(applied) {
             self.applied(record.header());
@@ -341,7 +341,7 @@ impl LaneParts {
         header: &Header,
         first: Vec<Bytes>,
         rest: mpsc::Receiver<Pipe>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Failure> {
         let db = self.database(name)?;
         if self.is_here(&db, header) {
             return Ok(());
@@ -365,7 +365,7 @@ impl LaneParts {
     }
 
     /// The primary has never heard of this database: what is here is nobody else's, and is kept aside.
-    fn drop_database(&self, name: &DbName) -> Result<(), String> {
+    fn drop_database(&self, name: &DbName) -> Result<(), Failure> {
         let Some(db) = self.store.database(name.as_str()) else { return Ok(()) };
         if !db.pos().is_zero() {
             let folder = db
@@ -373,25 +373,27 @@ impl LaneParts {
                 .map_err(|error| format!("set aside a database the primary does not know: {error}"))?;
             tracing::warn!(db = %name, folder = %folder.display(), "the primary does not know this database: set aside");
         }
-        db.drop_local().map_err(|error| format!("drop the database: {error}"))
+        db.drop_local().map_err(|error| format!("drop the database: {error}").into())
     }
 }
 
-fn explain(error: &ApplyError) -> String {
+fn explain(error: &ApplyError) -> Failure {
     match error {
+        ApplyError::Damaged(_) => return Failure::damaged(format!("apply: {error}")),
         ApplyError::SetAside(_) => format!("{error}; make room, or raise the bound of lost+found"),
         ApplyError::Io(cause) if cause.kind() == io::ErrorKind::StorageFull => {
             format!("apply: {error}; make room in the data directory")
         }
         _ => format!("apply: {error}"),
     }
+    .into()
 }
 
 /// A panic in the engine costs this database a retry, not the node its lane.
-fn guarded(work: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+fn guarded(work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
     std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        Err(format!("apply failed unexpectedly (please report): {}", text.unwrap_or_default()))
+        Err(format!("apply failed unexpectedly (please report): {}", text.unwrap_or_default()).into())
     })
 }

@@ -9,7 +9,7 @@ use http::Method;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use litefs::ltx::{HEADER_BYTES, Header};
-use litefs::{DbName, Pos, Store};
+use litefs::{Checksum, DbName, Pos, Store};
 use litefs_lease::{LeaseId, PrimaryInfo};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
@@ -17,6 +17,7 @@ use super::lanes::{Batch, Connection, Input, Job, Lanes, Mark, Pipe};
 use super::{SILENCE_MAX, now_ms};
 use crate::lag::Lag;
 use crate::peer::{Peer, full, query_escape};
+use crate::problems::Problems;
 use crate::roles::StreamEnd;
 use crate::wire::{Frame, Item, StreamDecoder, encode_position_map};
 
@@ -33,6 +34,7 @@ pub(super) const ANSWER_MAX: Duration = Duration::from_secs(10);
 pub(crate) struct Receiver {
     pub(crate) store: Arc<Store>,
     pub(crate) lag: Arc<Lag>,
+    pub(crate) problems: Arc<Problems>,
     pub(crate) lanes: Lanes,
     /// Bytes of collected files.
     pub(crate) memory: Arc<Semaphore>,
@@ -127,6 +129,7 @@ impl Receiver {
         if self.rejoin(&mut peer, &positions).await? {
             positions = self.positions().await?;
         }
+        self.disown_damaged(&mut positions);
         let mut path = "/stream".to_owned();
         if !self.filter.is_empty() {
             let names: Vec<_> = self.filter.iter().map(|name| query_escape(name.as_str())).collect();
@@ -140,6 +143,18 @@ impl Receiver {
             self.check_cluster(&theirs).await?;
         }
         Ok(response.into_body())
+    }
+
+    /// Where the primary's next record has been damaged again and again, claims a position that is in nobody's history: the
+    /// primary then sends a snapshot, whichever position it is at. (It would send that same record, or its first one, to a
+    /// replica that claims none.)
+    fn disown_damaged(&self, positions: &mut BTreeMap<DbName, Pos>) {
+        for (name, pos) in positions {
+            if !pos.is_zero() && self.problems.needs_snapshot(name) {
+                tracing::warn!(db = %name, %pos, "the primary's next record is damaged: asking for a snapshot instead");
+                pos.checksum = Checksum(pos.checksum.0 ^ 1);
+            }
+        }
     }
 
     /// The positions of the databases that are followed.

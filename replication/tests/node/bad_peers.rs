@@ -1,7 +1,8 @@
 //! Peers that send what they should not: said, survived, nothing applied.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use litefs::Txid;
+use litefs::ltx::{Encoder, Header, Trailer};
+use litefs::{Checksum, Pos, Txid};
 use litefs_replication::wire::{Frame, end_ltx, put_chunks};
 
 use crate::fake_primary::FakePrimary;
@@ -116,6 +117,52 @@ async fn a_database_that_cannot_be_applied_does_not_stop_the_others() {
     let info: serde_json::Value = replica.get("/info").await.json().await.expect("json");
     assert_eq!(info["health"], "degraded", "{info}");
     assert_eq!(replica.node.lag_ms(), litefs_replication::LAG_NEVER_MS, "it is not in sync");
+    replica.stop().await;
+}
+
+/// As LiteFS makes one for `PRAGMA journal_mode = DELETE` in a WAL database: the checksum has changed, but no page is in it.
+fn record_without_its_page(from: Pos) -> Vec<u8> {
+    let header = Header {
+        min_txid: Txid(from.txid.0 + 1),
+        max_txid: Txid(from.txid.0 + 1),
+        pre_apply: from.checksum,
+        ..header_of(&golden("stream-from-empty.ltx/005-wal.db-0000000000000003-0000000000000003.ltx"))
+    };
+    let encoder = Encoder::new(Vec::new(), &header).expect("a header");
+    encoder.finish(Checksum(from.checksum.0 ^ 2)).expect("a record").1
+}
+
+fn header_of(file: &[u8]) -> Header {
+    Header::parse(file.first_chunk().expect("a whole header")).expect("a header")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn past_a_record_that_stays_damaged_leads_a_snapshot() {
+    let first = golden("stream-from-empty.ltx/000-wal.db-0000000000000001-0000000000000002.ltx");
+    let trailer = Trailer::parse(first.last_chunk().expect("a trailer"));
+    let pos = Pos::new(Txid(2), trailer.post_apply);
+    let bad = stream_of("wal.db", &record_without_its_page(pos));
+    let primary = FakePrimary::start(CLUSTER, move |number, positions| {
+        let bytes = match (number, positions.get(&db_name("wal.db"))) {
+            (0, _) => [stream_of("wal.db", &first), bad.clone()].concat().into(),
+            (_, Some(claimed)) if *claimed == pos => bad.clone(),
+            // Recorded from the original, asked with a checksum that is not in its history.
+            _ => golden("stream-badsum.bin").into(),
+        };
+        (bytes, true)
+    })
+    .await;
+    let replica = TestNode::replica_of(&primary.info).await;
+    until("wal.db is at transaction 6", || replica.pos("wal.db").txid == Txid(6)).await;
+    let asked: Vec<_> =
+        primary.asked.lock().iter().map(|positions| positions.get(&db_name("wal.db")).copied()).collect();
+    assert_eq!(asked[..2], [None, Some(pos)], "the record is tried twice");
+    assert_eq!(asked[2].map(|claimed| claimed.txid), Some(pos.txid), "then another history is claimed");
+    assert_ne!(asked[2], Some(pos));
+    assert_eq!(replica.export("wal.db").await, golden("export-wal.db.sqlite"));
+    until("no problem is left", || replica.node.problems().list().is_empty()).await;
+    let aside: serde_json::Value = replica.get("/lost-and-found").await.json().await.expect("json");
+    assert_eq!(aside, serde_json::json!([]), "nothing of the replica's own was replaced");
     replica.stop().await;
 }
 

@@ -1,6 +1,7 @@
 //! The HALT lock: a replica writes for a while.
 
-use litefs::Txid;
+use litefs::ltx::{Encoder, Header};
+use litefs::{Pos, Txid};
 use litefs_replication::HaltError;
 use serde_json::Value;
 
@@ -71,6 +72,26 @@ async fn what_the_primary_does_not_take_is_set_aside() {
     primary.stop().await;
 }
 
+/// Commits a transaction that changes nothing, as a LiteFS node does that holds the lock. The status.
+async fn transaction_of_litefs(primary: &TestNode, name: &str, lock_id: u64) -> u16 {
+    let (pos, db) = (primary.pos(name), primary.store.database(name).expect("a database"));
+    let export = primary.export(name).await;
+    let header = Header {
+        page_size: 4096,
+        commit: u32::try_from(export.len() / 4096).expect("a small database"),
+        min_txid: Txid(pos.txid.0 + 1),
+        max_txid: Txid(pos.txid.0 + 1),
+        pre_apply: pos.checksum,
+        node_id: 7,
+        ..Header::default()
+    };
+    let record =
+        Encoder::new(Vec::new(), &header).and_then(|encoder| encoder.finish(pos.checksum)).expect("a record").1;
+    let status = primary.post(&format!("/tx?name={name}&lockID={lock_id}"), record).await.status().as_u16();
+    assert_eq!(db.pos(), Pos::new(Txid(pos.txid.0 + 1), pos.checksum), "it is committed");
+    status
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_lock_belongs_to_its_id() {
     let (primary, replica) = pair().await;
@@ -86,6 +107,9 @@ async fn the_lock_belongs_to_its_id() {
     assert_eq!(primary.post("/halt?name=a.db&id=1234", Vec::new()).await.status(), 200, "renewed");
     assert_eq!(primary.post("/tx?name=a.db&id=99", vec![0; 200]).await.status(), 409);
     assert_eq!(primary.post("/tx?name=a.db&id=1234", vec![0; 200]).await.status(), 400);
+    // So LiteFS calls it at this route.
+    assert_eq!(primary.post("/tx?name=a.db&lockID=99", vec![0; 200]).await.status(), 409);
+    assert_eq!(transaction_of_litefs(&primary, "a.db", 1234).await, 200);
     for (path, status) in
         [("/halt?name=a.db&id=99", 404), ("/halt?name=b.db&id=1234", 404), ("/halt?name=a.db&id=1234", 200)]
     {
