@@ -97,6 +97,7 @@ mod tests {
         assert!(problems.list().is_empty());
         assert_eq!(problems.failed(&db, "disk full".to_owned().into(), first), first);
     }
+
     #[test]
     fn a_snapshot_is_needed_when_it_is_the_record_twice_in_a_row() {
         let (problems, db) = (Problems::default(), "a".parse().expect("a name"));
