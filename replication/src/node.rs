@@ -28,6 +28,7 @@ use crate::problems::Problems;
 use crate::roles::{self, HandoffError, Links, RoleConfig, RoleHandle, RoleParts, StreamEnd};
 use crate::stream::Subscribers;
 use crate::stream::lanes::{LaneParts, Lanes};
+use crate::stream::patience::Patience;
 use crate::stream::receiver::Receiver;
 use crate::stream::subscribers::SubscriberError;
 
@@ -139,6 +140,7 @@ impl Node {
             filter: config.databases.clone(),
             connected: connected_sender,
             resync: resync.clone(),
+            patience: Patience::default(),
         };
         let links = Arc::new(NodeLinks { receiver, subscribers: subscribers.clone() });
         let (roles, engine) = (config.roles.clone(), store.clone());

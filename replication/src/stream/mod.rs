@@ -10,6 +10,7 @@
 //! ```
 
 pub(crate) mod lanes;
+pub(crate) mod patience;
 pub(crate) mod producer;
 pub(crate) mod receiver;
 mod rejoin;
@@ -22,7 +23,7 @@ pub use subscribers::{ReplicaInfo, Subscribers};
 
 /// How often an idle primary says that it is there.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Silence after which a replica takes the stream for dead.
+/// Silence after which a replica takes the stream for dead (at first: [`patience`]).
 pub const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// How long a replica may take nothing before its stream is given up.
 pub const STALL_MAX: Duration = Duration::from_secs(60);

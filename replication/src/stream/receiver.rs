@@ -14,7 +14,8 @@ use litefs_lease::{LeaseId, PrimaryInfo};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::lanes::{Batch, Connection, Input, Job, Lanes, Mark, Pipe};
-use super::{SILENCE_MAX, now_ms};
+use super::now_ms;
+use super::patience::Patience;
 use crate::lag::Lag;
 use crate::peer::{Peer, full, query_escape};
 use crate::problems::Problems;
@@ -44,6 +45,7 @@ pub(crate) struct Receiver {
     pub(crate) connected: watch::Sender<Option<PrimaryInfo>>,
     /// Ends the stream, so that the next one starts from the positions as they are then.
     pub(crate) resync: Arc<Notify>,
+    pub(crate) patience: Patience,
 }
 
 /// Resets [`Receiver::connected`], however following ends.
@@ -208,14 +210,18 @@ impl Following<'_> {
             }
         };
         tokio::pin!(give_up);
+        let silence_max = self.receiver.patience.silence_max();
         loop {
             let frame = tokio::select! {
                 biased;
                 reason = &mut give_up => return StreamEnd::Failed(reason),
-                frame = tokio::time::timeout(SILENCE_MAX, body.frame()) => frame,
+                frame = tokio::time::timeout(silence_max, body.frame()) => frame,
             };
             let data = match frame {
-                Err(_) => return StreamEnd::Failed(format!("the primary has been silent for {SILENCE_MAX:?}")),
+                Err(_) => {
+                    self.receiver.patience.was_silent();
+                    return StreamEnd::Failed(format!("the primary has been silent for {silence_max:?}"));
+                }
                 Ok(None) => return StreamEnd::Failed("the primary closed the stream".to_owned()),
                 Ok(Some(Err(error))) => return StreamEnd::Failed(format!("the stream broke: {error}")),
                 Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
@@ -255,6 +261,7 @@ impl Following<'_> {
             }
             Item::Frame(Frame::Ready) => {
                 self.ready = true;
+                self.receiver.patience.is_in_sync();
                 self.in_sync_at(now_ms()).await;
             }
             Item::Frame(Frame::Heartbeat { timestamp_ms }) => self.in_sync_at(timestamp_ms).await,
