@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use rusqlite::Connection;
+
 use super::client::Client;
 use super::rollback::{file, hooked_database, open};
 use super::{Node, WAIT, wait_until};
@@ -34,16 +36,24 @@ pub(super) fn replica(node: &Node) -> Arc<Database> {
     node.store.create(&"db".parse::<DbName>().expect("name")).expect("creates")
 }
 
-#[test]
-fn a_replica_in_rollback_mode_follows_and_its_readers_see_every_change() {
+/// One table with one row.
+const TABLE: &str = "CREATE TABLE t(x); INSERT INTO t VALUES(1)";
+
+/// Two nodes; the primary's database and its client, who has run `sql`; the replica's database, which has the same.
+fn pair(sql: &str) -> (Node, Node, Arc<Database>, Connection, Arc<Database>) {
     let (first, second) = (Node::start(Mode::Primary), Node::start(Mode::Replica));
     let (primary, vfs) = hooked_database(&first, "db");
     let writer = open(&first, "db", &vfs);
-    writer
-        .execute_batch("PRAGMA auto_vacuum=full; CREATE TABLE t(id INTEGER PRIMARY KEY, x); INSERT INTO t VALUES(1, 1)")
-        .expect("writes");
+    writer.execute_batch(sql).expect("writes");
     let follower = replica(&second);
     ship(&primary, &follower);
+    (first, second, primary, writer, follower)
+}
+
+#[test]
+fn a_replica_in_rollback_mode_follows_and_its_readers_see_every_change() {
+    let (_first, second, primary, writer, follower) =
+        pair("PRAGMA auto_vacuum=full; CREATE TABLE t(id INTEGER PRIMARY KEY, x); INSERT INTO t VALUES(1, 1)");
     let reader = Client::open(&second.path("db"));
     assert_eq!(reader.run("SELECT count(*) FROM t"), Ok("1".to_owned()));
     for round in 2..12 {
@@ -62,12 +72,7 @@ fn a_replica_in_rollback_mode_follows_and_its_readers_see_every_change() {
 
 #[test]
 fn a_long_reader_in_rollback_mode_makes_a_record_wait_but_is_not_disturbed() {
-    let (first, second) = (Node::start(Mode::Primary), Node::start(Mode::Replica));
-    let (primary, vfs) = hooked_database(&first, "db");
-    let writer = open(&first, "db", &vfs);
-    writer.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES(1)").expect("writes");
-    let follower = replica(&second);
-    ship(&primary, &follower);
+    let (_first, second, primary, writer, follower) = pair(TABLE);
     let reader = Client::open(&second.path("db"));
     assert_eq!(reader.run("BEGIN; SELECT count(*) FROM t"), Ok("1".to_owned()));
     writer.execute_batch("INSERT INTO t VALUES(2)").expect("writes");
@@ -85,12 +90,7 @@ fn a_long_reader_in_rollback_mode_makes_a_record_wait_but_is_not_disturbed() {
 /// A fence that begins to close when applying has waited for it already: it takes its locks by the descriptor that keeps readers out.
 #[test]
 fn a_record_is_not_written_into_the_file_while_the_fence_is_being_closed() {
-    let (first, second) = (Node::start(Mode::Primary), Node::start(Mode::Replica));
-    let (primary, vfs) = hooked_database(&first, "db");
-    let writer = open(&first, "db", &vfs);
-    writer.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES(1)").expect("writes");
-    let follower = replica(&second);
-    ship(&primary, &follower);
+    let (_first, second, primary, writer, follower) = pair(TABLE);
     writer.execute_batch("INSERT INTO t VALUES(2)").expect("writes");
     let record = primary.log.read(primary.pos().txid).expect("reads").expect("there");
     let before = follower.pos();
@@ -122,12 +122,7 @@ fn a_record_is_not_written_into_the_file_while_the_fence_is_being_closed() {
 
 #[test]
 fn the_primarys_switch_to_wal_takes_the_replica_along() {
-    let (first, second) = (Node::start(Mode::Primary), Node::start(Mode::Replica));
-    let (primary, vfs) = hooked_database(&first, "db");
-    let writer = open(&first, "db", &vfs);
-    writer.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES(1)").expect("writes");
-    let follower = replica(&second);
-    ship(&primary, &follower);
+    let (_first, second, primary, writer, follower) = pair(TABLE);
     let reader = Client::open(&second.path("db"));
     assert_eq!(reader.run("SELECT count(*) FROM t"), Ok("1".to_owned()));
     writer.query_row("PRAGMA journal_mode=wal", [], |_| Ok(())).expect("switches");
@@ -148,12 +143,7 @@ fn the_primarys_switch_to_wal_takes_the_replica_along() {
 
 #[test]
 fn a_deposed_primarys_own_transactions_are_set_aside_before_a_snapshot_replaces_them() {
-    let (first, second) = (Node::start(Mode::Primary), Node::start(Mode::Replica));
-    let (old, vfs) = hooked_database(&first, "db");
-    let writer = open(&first, "db", &vfs);
-    writer.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES(1)").expect("writes");
-    let new = replica(&second);
-    ship(&old, &new);
+    let (first, second, old, writer, new) = pair(TABLE);
     // What the cluster never saw.
     writer.execute_batch("INSERT INTO t VALUES('lost')").expect("writes");
     drop(writer);
