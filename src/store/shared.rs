@@ -171,6 +171,8 @@ impl Shared {
     /// `ENOTCONN` once a clean stop has begun: the client would be alone with it when the engine lets go, and what it then
     /// commits nobody would see.
     pub(crate) fn opening(&self) -> io::Result<RwLockReadGuard<'_, ()>> {
+        // First, so that nobody waits here for those whom a stop waits for: the engine's own opens need threads of the mount, too.
+        self.check_open()?;
         let guard = self.opening.read();
         self.check_open().map(|()| guard)
     }

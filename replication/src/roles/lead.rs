@@ -5,7 +5,7 @@ use std::time::Duration;
 use litefs::store::Mode;
 use litefs_lease::{Acquire, BootInstant, HandOver, Lease, LeaserKind, Timing};
 
-use super::machine::{Machine, Next, RECORD_STOP_WITHIN, sleep_until};
+use super::machine::{Machine, Next, sleep_until};
 use super::tenure::Tenure;
 use super::{HandoffError, HandoffRefused, Request, Role};
 
@@ -168,7 +168,7 @@ impl Machine {
         self.links.drain(STOP_STEP).await;
         self.publish(Role::Unknown, None);
         // Before the lease is free: a candidate that did not get the tail lets one that did go first.
-        let _ = tokio::time::timeout(RECORD_STOP_WITHIN, self.recorder.stopped()).await;
+        self.is_recordable = self.recorder.stopped().await;
         if let Some(lease) = tenure.stop().await {
             release(lease).await;
             tracing::info!("the lease is released");

@@ -23,8 +23,6 @@ const PROMOTE_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// How many different reasons are remembered as said.
 const SAID_MAX: usize = 100;
-/// How long recording the stop may take.
-pub(super) const RECORD_STOP_WITHIN: Duration = Duration::from_millis(500);
 
 /// What comes next.
 pub(super) enum Next {
@@ -78,6 +76,8 @@ pub(super) struct Machine {
     pub(super) follow_again: Option<FollowAgain>,
     pub(super) stop: Option<oneshot::Sender<()>>,
     pub(super) recorder: Recorder,
+    /// Whether recording the stop is worth a try (again): a lease server that is silent has not to be waited for twice.
+    pub(super) is_recordable: bool,
     state: watch::Sender<RoleState>,
     observer: Observer,
     roster: Roster,
@@ -125,6 +125,7 @@ impl Machine {
             follow_again: None,
             stop: None,
             recorder,
+            is_recordable: true,
             state,
             roster: Roster::default(),
             yielding_since: None,
@@ -150,7 +151,9 @@ impl Machine {
         }
         recording.abort();
         self.publish(Role::Unknown, None);
-        let _ = tokio::time::timeout(RECORD_STOP_WITHIN, self.recorder.stopped()).await;
+        if self.is_recordable {
+            self.recorder.stopped().await;
+        }
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
         }

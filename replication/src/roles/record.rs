@@ -13,6 +13,8 @@ use super::{Engine, RoleState};
 
 /// How often the positions are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long recording the stop may take.
+const RECORD_STOP_WITHIN: Duration = Duration::from_millis(500);
 
 /// Writes this node's record.
 #[derive(Clone)]
@@ -77,14 +79,19 @@ impl Recorder {
         }
     }
 
-    /// The last record of this run.
-    pub(super) async fn stopped(&self) {
+    /// The last record of this run; `false` when the lease server does not take it in time.
+    pub(super) async fn stopped(&self) -> bool {
         if self.leaser.kind() == LeaserKind::Static {
-            return;
+            return true;
         }
         let record = NodeRecord { stopped: true, ..self.current(false).await };
-        if let Err(error) = self.leaser.record(&record).await {
-            tracing::debug!(%error, "the stop of this node is not recorded");
+        match tokio::time::timeout(RECORD_STOP_WITHIN, self.leaser.record(&record)).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "the stop of this node is not recorded");
+                true
+            }
+            Err(_) => false,
         }
     }
 }
