@@ -10,7 +10,6 @@ use crate::answer::Answer;
 use crate::body::AnswerBody;
 use crate::client::{ClientState, RequestGuard};
 use crate::metrics::{Decision, Held};
-use crate::node::Role;
 use crate::outgoing::Outgoing;
 use crate::request::{self, Received};
 use crate::route::{Route, route};
@@ -66,7 +65,7 @@ async fn serve_in_time(worker: &Arc<Worker>, client: &Arc<ClientState>, request:
 async fn serve(worker: &Arc<Worker>, client: &Arc<ClientState>, request: Received) -> Answer {
     let shared = &worker.shared;
     let (positions, cluster) = (shared.positions.as_ref(), shared.cluster.as_ref());
-    let route = route(&shared.config, &request, &shared.role.borrow(), positions, cluster);
+    let route = route(&shared.config, &request, shared.is_primary(), positions, cluster);
     let to_application = |request, keep_body| Outgoing::new(worker, client, request, keep_body);
     match route {
         Route::Passthrough => {
@@ -116,7 +115,7 @@ fn health(shared: &Shared) -> Answer {
     if let Some(why) = shared.cluster.unhealthy() {
         return Answer::unhealthy(why);
     }
-    if *shared.role.borrow() == Role::Primary {
+    if shared.is_primary() {
         return Answer::healthy();
     }
     let max_lag = shared.config.settings.max_lag;

@@ -6,7 +6,7 @@ use http::Method;
 use litefs::{DbName, Txid};
 
 use crate::config::ProxyConfig;
-use crate::node::{Cluster, Positions, Role};
+use crate::node::{Cluster, Positions};
 use crate::request::Received;
 use crate::token::Token;
 
@@ -34,7 +34,7 @@ pub(crate) enum Route {
 pub(crate) fn route(
     config: &ProxyConfig,
     request: &Received,
-    role: &Role,
+    is_primary: bool,
     positions: &dyn Positions,
     cluster: &dyn Cluster,
 ) -> Route {
@@ -45,7 +45,7 @@ pub(crate) fn route(
     if path == HEALTH && request.method == Method::GET {
         return Route::Health;
     }
-    if *role == Role::Primary {
+    if is_primary {
         // A node that has lost its lease and does not know yet: what the client has seen may come from its successor.
         // Under a valid lease nobody else has written, and this node is the authority also for what it never reached.
         let overtaken = request.is_read()

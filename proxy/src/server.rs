@@ -62,6 +62,16 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// The role now. Cloned: nothing is called while the channel is locked.
+    pub fn role(&self) -> Role {
+        self.role.borrow().clone()
+    }
+
+    /// Whether this node takes itself for the primary.
+    pub fn is_primary(&self) -> bool {
+        *self.role.borrow() == Role::Primary
+    }
+
     /// Whether an application's `fly-replay` is for us to perform.
     pub fn performs_replays(&self) -> bool {
         self.config.mode != ForwardMode::FlyReplay

@@ -56,7 +56,7 @@ pub(crate) enum Reached {
 
 /// Waits for what the client has seen: `proxy.replica-wait`, and longer only while there is no primary to ask instead.
 pub(crate) async fn for_position(shared: &Shared, token: &Token) -> Reached {
-    let Some(_place) = Place::take(shared) else { return ask(shared) };
+    let Some(_place) = Place::take(shared) else { return ask(shared, &shared.role()) };
     let settings = &shared.config.settings;
     let mut role = shared.role.clone();
     let reached = async {
@@ -75,9 +75,7 @@ pub(crate) async fn for_position(shared: &Shared, token: &Token) -> Reached {
     tokio::select! {
         biased;
         () = &mut reached => return Reached::Here,
-        () = until(&mut role, |role| *role == Role::Primary && shared.cluster.lease_covers(std::time::Instant::now())) => {
-            return Reached::WePrimary;
-        }
+        () = until_primary(shared, &mut role) => return Reached::WePrimary,
         () = tokio::time::sleep_until(begin + settings.replica_wait) => {}
     }
     let patience = settings.primary_redirect_timeout.max(settings.replica_wait);
@@ -90,12 +88,33 @@ pub(crate) async fn for_position(shared: &Shared, token: &Token) -> Reached {
     }
 }
 
-/// Who can be asked now.
-fn ask(shared: &Shared) -> Reached {
-    match &*shared.role.borrow() {
+/// Who can be asked, now that this is the role.
+fn ask(shared: &Shared, role: &Role) -> Reached {
+    match role {
         Role::Primary if shared.cluster.lease_covers(std::time::Instant::now()) => Reached::WePrimary,
         Role::Replica(_) => Reached::AskPrimary,
         Role::Primary | Role::NoPrimary => Reached::Nobody,
+    }
+}
+
+/// The role from now on, and the next call of [`changed`] waits for another one. Cloned: nothing is called while the
+/// channel is locked.
+fn look(role: &mut watch::Receiver<Role>) -> Role {
+    role.borrow_and_update().clone()
+}
+
+/// The role is another one than at the last [`look`].
+async fn changed(role: &mut watch::Receiver<Role>) {
+    if role.changed().await.is_err() {
+        // The node has gone; the wait's own bound ends it.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Sleeps until this node becomes the primary under a lease.
+async fn until_primary(shared: &Shared, role: &mut watch::Receiver<Role>) {
+    while ask(shared, &look(role)) != Reached::WePrimary {
+        changed(role).await;
     }
 }
 
@@ -103,28 +122,14 @@ fn ask(shared: &Shared) -> Reached {
 /// or renews the lease: the one shows as a change of the role, the other is looked for.
 async fn until_somebody(shared: &Shared, role: &mut watch::Receiver<Role>) -> Reached {
     loop {
-        match ask(shared) {
-            Reached::Nobody => {}
+        let now = look(role);
+        match ask(shared, &now) {
+            Reached::Nobody if now == Role::Primary => {
+                let _ = tokio::time::timeout(RENEWAL_LOOK, changed(role)).await;
+            }
+            Reached::Nobody => changed(role).await,
             found => return found,
         }
-        let unsure = *role.borrow_and_update() == Role::Primary;
-        let changed = async {
-            if role.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
-        if unsure {
-            let _ = tokio::time::timeout(RENEWAL_LOOK, changed).await;
-        } else {
-            changed.await;
-        }
-    }
-}
-
-async fn until(role: &mut watch::Receiver<Role>, wanted: impl FnMut(&Role) -> bool) {
-    if role.wait_for(wanted).await.is_err() {
-        // The node has gone; the wait's own bound ends it.
-        std::future::pending::<()>().await;
     }
 }
 
@@ -135,8 +140,8 @@ pub(crate) enum Found {
     Other(Primary),
 }
 
-/// Waits until there is a primary, at most until `deadline`. `None`: there is none, or too many wait already, or the node is stopping: it has
-/// given its role up and learns of no primary any more.
+/// Waits until there is a primary, at most until `deadline`. `None`: there is none, or too many wait already, or the
+/// node is stopping: it has given its role up and learns of no primary any more.
 pub(crate) async fn for_primary(shared: &Shared, deadline: Instant) -> Option<Found> {
     let found = |role: &Role| match role {
         Role::Primary => Some(Found::We),
@@ -159,8 +164,12 @@ pub(crate) async fn for_primary(shared: &Shared, deadline: Instant) -> Option<Fo
 pub(crate) async fn for_change(shared: &Shared, known: &Primary, patience: Duration) -> bool {
     let Some(_place) = Place::take(shared) else { return false };
     let mut role = shared.role.clone();
-    let changed = until(&mut role, |role| !matches!(role, Role::Replica(primary) if primary == known));
+    let another = async {
+        while matches!(look(&mut role), Role::Replica(primary) if primary == *known) {
+            changed(&mut role).await;
+        }
+    };
     // Not changed: the caller tries the same primary again.
-    let _ = tokio::time::timeout(patience, changed).await;
+    let _ = tokio::time::timeout(patience, another).await;
     true
 }

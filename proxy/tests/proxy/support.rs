@@ -60,6 +60,12 @@ impl Node {
         self.role.send_replace(role);
     }
 
+    /// Hangs when the caller holds the role: a node may publish it under the locks that it needs to answer, as
+    /// [`Node::set_role`] does.
+    fn nobody_holds_the_role(&self) {
+        self.role.send_if_modified(|_| false);
+    }
+
     /// A transaction of an application that is allowed to write only on the primary.
     pub fn commit_if_primary(&self) -> Option<u64> {
         let mut databases = self.databases.lock();
@@ -91,6 +97,7 @@ impl Node {
 
 impl Positions for Node {
     fn txid(&self, db: &DbName) -> Option<Txid> {
+        self.nobody_holds_the_role();
         self.databases.lock().get(db.as_str()).map(|(published, _)| Txid(*published))
     }
 
@@ -136,6 +143,7 @@ impl Cluster for Node {
     }
 
     fn lease_covers(&self, _moment: Instant) -> bool {
+        self.nobody_holds_the_role();
         self.lease.load(Ordering::SeqCst)
     }
 }

@@ -76,7 +76,8 @@ impl Tenure {
     pub(super) fn open(&self) {
         let mut open = self.shared.open.lock();
         *open = true;
-        self.shared.fence.set_deadline(self.report.borrow().deadline);
+        let deadline = self.report.borrow().deadline;
+        self.shared.fence.set_deadline(deadline);
     }
 
     /// Closes the fence; renewals go on but do not open it.
