@@ -60,8 +60,9 @@ impl Unpacker {
         let mut decoder = Decoder::reusing(Cursor::new(file.clone()), kept)?;
         let header = *decoder.header();
         let page_len = header.page_size as usize;
-        // One page and the end of the pages, most often.
-        let (mut pages, mut contents, mut is_kept) = (Vec::new(), Vec::with_capacity(2 * page_len), true);
+        // One page and the end of the pages, most often; else hardly less than the file.
+        let room = (2 * page_len).max((file.len() + page_len).min(CONTENTS_BYTES_MAX));
+        let (mut pages, mut contents, mut is_kept) = (Vec::new(), Vec::with_capacity(room), true);
         loop {
             if contents.len() + page_len > CONTENTS_BYTES_MAX {
                 contents.clear();

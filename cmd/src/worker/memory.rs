@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-/// Buffers of at least this many bytes are mappings of their own.
+/// Buffers of at least this many bytes are mappings of their own: larger than what records in memory take, smaller than a
+/// FUSE thread's request buffer of 16 MiB.
 #[cfg(target_env = "gnu")]
-const MAPPED_BYTES_MIN: libc::c_int = 1 << 20;
+const MAPPED_BYTES_MIN: libc::c_int = 8 << 20;
+/// So many free bytes at the end of a heap stay with the process while it works.
+#[cfg(target_env = "gnu")]
+const KEPT_BYTES_MAX: libc::c_int = 16 << 20;
 /// Between two looks at whether the process has become idle.
 const LOOK: Duration = Duration::from_secs(2);
 /// An idle process uses less of a processor than this between two looks.
@@ -15,11 +19,15 @@ const WORK_MIN: Duration = Duration::from_millis(250);
 /// Makes large buffers mappings of their own for good, so that only what is used of them takes memory, and nothing when they are
 /// freed. By itself glibc goes over to its heap for sizes that were freed once; then each FUSE thread's 16 MiB request buffer,
 /// of which hardly anything is ever used, is cleared and so resident.
-pub(super) fn return_large_buffers() {
+///
+/// Buffers of records, which come and go, are to be used again instead: memory that is new costs more to be made (and cleared) by
+/// the kernel than to be written. What is free in a process at rest is returned by [`return_free_memory_when_idle`].
+pub(super) fn set_up_allocator() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: sets a parameter of the allocator, and no other thread runs yet.
+    // SAFETY: sets parameters of the allocator, and no other thread runs yet.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES_MIN);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES_MAX);
     }
 }
 

@@ -31,7 +31,7 @@ pub fn run(args: &WorkerArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    memory::return_large_buffers();
+    memory::set_up_allocator();
     logging::init(&config.log, Some(&config.tracing), args.mount.tracing, config.fuse.debug);
     let result = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from);
     let result = result.and_then(|runtime| {

@@ -15,6 +15,8 @@ use crate::sqlite::wal_index::header::IndexHeader;
 
 /// Bytes of frames gathered before they are written. A transaction up to this size is one write.
 const WRITE_LEN_MAX: usize = 1 << 20;
+/// A transaction with more than so many bytes of frames is taken for a large one.
+const SMALL_LEN_MAX: usize = 64 << 10;
 /// READ1…READ4: held by readers of frames.
 pub(super) const FRAME_READERS: LockBytes = LockBytes { start: 124, len: 4 };
 
@@ -121,6 +123,10 @@ impl<'a> Frames<'a> {
     }
 
     fn push(&mut self, pgno: u32, commit: u32, page: &[u8]) -> io::Result<()> {
+        if self.buffer.len() >= SMALL_LEN_MAX && self.buffer.capacity() < WRITE_LEN_MAX {
+            // More is to come: growing step by step would copy it each time.
+            self.buffer.reserve_exact(WRITE_LEN_MAX + FRAME_HEADER_LEN + page.len() - self.buffer.len());
+        }
         self.chain = encode_frame(&mut self.buffer, &self.header, pgno, commit, page, self.chain);
         if self.buffer.len() >= WRITE_LEN_MAX { self.flush() } else { Ok(()) }
     }
