@@ -55,9 +55,9 @@ pub trait Kernel: Send + Sync {
     /// `NotFound` when the file does not exist; whatever the open gives.
     fn open(&self, db: &DbName, kind: FileKind) -> io::Result<File>;
 
-    /// Pushes bytes just written to the backing file into the kernel's cache of the database file, growing its cached
-    /// size when they end beyond it (`NOTIFY_STORE`). Nobody may write there meanwhile, or older bytes would cover newer ones; so
-    /// never from a hook, which would have to put it off.
+    /// Makes the kernel's cache of the database file show bytes just written to the backing file, growing its cached size when
+    /// they end beyond it (`NOTIFY_STORE`); of many bytes that no client is there to read it may forget what it has instead. Nobody
+    /// may write there meanwhile, or older bytes would cover newer ones; so never from a hook, which would have to put it off.
     ///
     /// # Errors
     /// When the kernel refuses; the caller then invalidates.

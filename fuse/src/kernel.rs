@@ -22,6 +22,9 @@ use crate::workers::in_handler;
 
 /// Most bytes in one message to the kernel.
 const STORE_BYTES_MAX: usize = 128 * 1024;
+/// So many neighbouring bytes of a file that no client has open are not put into the kernel's cache: bulk data, which would take
+/// the memory (and the time to make it) twice, for a client that may never come.
+const UNREAD_BYTES_MIN: usize = 64 * 1024;
 
 /// Sends queued notifications until the mount stops. They take the directory's and the pages' locks in the kernel, which
 /// clients hold while they wait for us; this thread holds nothing that a handler needs.
@@ -52,6 +55,13 @@ fn store(notifier: &Notifier, ino: u64, offset: u64, data: &[u8]) -> io::Result<
         at += chunk.len() as u64;
     }
     Ok(())
+}
+
+/// Instead of storing: the kernel learns of a new end by one byte, never by invalidating, and reads the file when somebody wants it.
+fn drop_stored(notifier: &Notifier, ino: u64, offset: u64, data: &[u8]) -> io::Result<()> {
+    let Some((last, before)) = data.split_last() else { return Ok(()) };
+    notifier.store(INodeNo(ino), offset + before.len() as u64, std::slice::from_ref(last))?;
+    notifier.inval_inode(INodeNo(ino), signed(offset), signed(data.len() as u64))
 }
 
 /// [`Kernel`] over the main mount.
@@ -112,7 +122,10 @@ impl Kernel for MountKernel {
             // The client behind this request may hold the very page locked, and put off this would cover what is written later.
             return Err(ErrorKind::WouldBlock.into());
         }
-        store(&self.notifier, ino, offset, data)
+        // A client that comes between finds in the file what is written there already.
+        let is_unread = data.len() >= UNREAD_BYTES_MIN && !self.tree.nodes.has_clients(ino);
+        let tell = if is_unread { drop_stored } else { store };
+        tell(&self.notifier, ino, offset, data)
     }
 
     fn invalidate(&self, db: &DbName, kind: FileKind, offset: u64) {

@@ -253,6 +253,11 @@ impl NodeTable {
         }
     }
 
+    /// Whether a client has this inode open.
+    pub fn has_clients(&self, ino: u64) -> bool {
+        self.inner.lock().by_ino.get(&ino).is_some_and(|known| known.client_opens > 0)
+    }
+
     /// One open file less. Returns the inode when this was the last one a client had open.
     pub fn released(&self, ino: u64, by_client: bool) -> Option<Arc<Node>> {
         let mut inner = self.inner.lock();

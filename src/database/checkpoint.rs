@@ -199,6 +199,10 @@ impl Database {
             }
             let offset = page_offset(first, page_size);
             os::write_all_at("database.write", database, &buffer, offset)?;
+            if buffer.len() == RUN_BYTES_MAX {
+                // There may be more like it: the sync at the end waits for less.
+                os::start_writing_back(database, offset, buffer.len() as u64);
+            }
             self.push_to_cache(kernel.as_deref(), offset, &buffer);
             rest = later;
         }

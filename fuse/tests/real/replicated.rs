@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,8 +58,7 @@ fn image(record: &Record) -> Box<dyn Read> {
         RecordBody::Memory(bytes) => Box::new(std::io::Cursor::new(bytes.clone())),
         RecordBody::File { file, offset, len } => {
             let mut part = Part { file: file.try_clone().expect("clone"), len: *len };
-            part.file =
-                File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&part.file))).expect("open");
+            part.file = File::open(format!("/proc/self/fd/{}", part.file.as_raw_fd())).expect("open");
             part.file.seek(std::io::SeekFrom::Start(*offset)).expect("seek");
             Box::new(part.file.take(part.len))
         }
@@ -86,6 +86,9 @@ pub fn catch_up(primary: &Node, replica: &Node, name: &str) -> Pos {
         }
     }
 }
+
+/// The number of cachestat(2), the same on every architecture.
+const CACHESTAT: libc::c_long = 451;
 
 /// The length the kernel takes a file to have, without asking for it.
 fn length_in_kernel(path: &Path) -> u64 {
@@ -163,6 +166,41 @@ fn the_kernel_of_a_replica_takes_every_length_at_once() {
         let length = primary.path("a.db").metadata().expect("metadata").len();
         assert_eq!(length_in_kernel(&replica.path("a.db")), length, "{change}");
     }
+}
+
+/// Pages of a file that the kernel has in its cache.
+fn cached_pages(path: &Path) -> u64 {
+    // `struct cachestat_range` and `struct cachestat` of linux/mman.h: the whole file; the first field is what is cached.
+    let (range, mut stat, file) = ([0_u64; 2], [0_u64; 5], File::open(path).expect("open"));
+    // SAFETY: cachestat(2) of an open descriptor reads the one structure and writes the other, both as long as it takes them to be.
+    let result = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut stat, 0) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    stat[0]
+}
+
+#[test]
+fn bulk_data_is_cached_for_clients_that_are_there() {
+    let (primary, replica) = (Node::start(), Node::start());
+    replica.store.set_mode(Mode::Replica, PATIENCE).expect("replica");
+    let path = replica.path("a.db");
+    sqlite3(&primary.path("a.db"), "CREATE TABLE t(x); INSERT INTO t VALUES(randomblob(400000))");
+    let change = || {
+        sqlite3(&primary.path("a.db"), "UPDATE t SET x = randomblob(800000)");
+        catch_up(&primary, &replica, "a.db");
+    };
+    change();
+    sqlite3(&path, "SELECT sum(length(hex(x))) FROM t");
+    assert!(cached_pages(&path) > 90, "a client has read it");
+    change();
+    assert!(cached_pages(&path) < 20, "nobody has it open, and it is kept all the same");
+    let reads_all = |client: &crate::client::Client| client.number("SELECT sum(length(hex(x))) FROM t");
+    let client = replica.open("a.db");
+    assert_eq!(reads_all(&client), 1_600_000);
+    change();
+    assert!(cached_pages(&path) > 90, "a client is reading it");
+    assert_eq!(reads_all(&client), 1_600_000);
+    assert_eq!(sqlite3(&path, ".dump"), sqlite3(&primary.path("a.db"), ".dump"));
+    replica.verify("a.db");
 }
 
 #[test]

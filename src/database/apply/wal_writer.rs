@@ -133,6 +133,10 @@ impl<'a> Frames<'a> {
 
     fn flush(&mut self) -> io::Result<()> {
         os::write_all_at("wal.append", self.wal, &self.buffer, self.offset)?;
+        if self.buffer.len() >= WRITE_LEN_MAX {
+            // The next checkpoint syncs it.
+            os::start_writing_back(self.wal, self.offset, self.buffer.len() as u64);
+        }
         self.offset += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())

@@ -290,6 +290,8 @@ fn write_record(buffer: &mut Vec<u8>, target: &Target, entry: &Entry, image: &[u
     if entry.len > MEMORY_RECORD_BYTES_MAX {
         // The frame last: without it the record does not exist.
         os::write_all_at("log.append", &target.file, image, entry.offset)?;
+        // The segment will soon be full, and synced.
+        os::start_writing_back(&target.file, entry.offset, entry.len);
         return os::write_all_at("log.append", &target.file, &frame_of(entry, image), target.offset);
     }
     buffer.clear();

@@ -75,7 +75,7 @@ fn main() -> Result<()> {
         report.latency(&latency::measure(&node, if args.quick { 200 } else { 2000 })?);
     }
     if "replication".contains(&args.filter) {
-        report.replication(&replication::measure(&litefs, &node, scratch.path(), args.quick)?);
+        report.replication(&replication::measure(&litefs, &node, scratch.path(), args.rounds, args.quick)?);
     }
     report.load(&node.usage()?);
     print!("{report}");
