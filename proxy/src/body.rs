@@ -14,7 +14,6 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{ClientState, RequestGuard};
-use crate::metrics::Held;
 use crate::upstream::DrivenBody;
 
 /// Why a body ended before its end.
@@ -224,12 +223,11 @@ pub(crate) enum UpstreamBody {
 pub(crate) struct AnswerBody {
     body: UpstreamBody,
     request: RequestGuard,
-    _in_flight: Held,
 }
 
 impl AnswerBody {
-    pub fn new(body: UpstreamBody, request: RequestGuard, in_flight: Held) -> Self {
-        Self { body, request, _in_flight: in_flight }
+    pub fn new(body: UpstreamBody, request: RequestGuard) -> Self {
+        Self { body, request }
     }
 }
 

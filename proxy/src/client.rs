@@ -18,12 +18,13 @@ use crate::clock::coarse_ms;
 use crate::config::ProxySettings;
 use crate::connection::HEADER_BYTES_MAX;
 use crate::headers;
-use crate::metrics::ProxyMetrics;
+use crate::server::Worker;
 use crate::socket::poll_send;
 
 /// What is known of a client, shared by its connection and its requests.
-#[derive(Debug)]
 pub(crate) struct ClientState {
+    /// Who serves it.
+    pub worker: Arc<Worker>,
     pub peer: SocketAddr,
     /// Whether its `X-Forwarded-*` are believed.
     pub trusted: bool,
@@ -51,11 +52,12 @@ pub(crate) struct ClientState {
 }
 
 impl ClientState {
-    pub fn new(peer: SocketAddr, trusted: bool, multiplexed: bool) -> Self {
+    pub fn new(worker: &Arc<Worker>, peer: SocketAddr, multiplexed: bool) -> Self {
         let ip = peer.ip().to_canonical().to_string();
         Self {
+            trusted: worker.shared.config.trusted.contains(peer.ip()),
+            worker: Arc::clone(worker),
             peer,
-            trusted,
             peer_value: HeaderValue::try_from(ip).unwrap_or(HeaderValue::from_static("unknown")),
             forwarded: Mutex::new(None),
             multiplexed,
@@ -152,26 +154,23 @@ impl ClientState {
 }
 
 /// A request in flight, from its header to the end of its answer.
-#[derive(Debug)]
 pub(crate) struct RequestGuard {
-    client: Arc<ClientState>,
-    metrics: ProxyMetricsRef,
+    pub client: Arc<ClientState>,
 }
 
-type ProxyMetricsRef = Arc<ProxyMetrics>;
-
 impl RequestGuard {
-    pub fn new(client: &Arc<ClientState>, metrics: &Arc<ProxyMetrics>) -> Self {
+    pub fn new(client: Arc<ClientState>) -> Self {
+        client.worker.shared.metrics.in_flight.inc();
         client.active.fetch_add(1, Ordering::Relaxed);
         client.header_begun.store(false, Ordering::Relaxed);
         client.body_ended();
         client.enter_phase();
-        Self { client: Arc::clone(client), metrics: Arc::clone(metrics) }
+        Self { client }
     }
 
     /// The answer cannot be finished: the client must notice. (HTTP/2 resets the one stream by itself.)
     pub fn broken_off(&self) {
-        self.metrics.truncated.inc();
+        self.client.worker.shared.metrics.truncated.inc();
         if !self.client.multiplexed {
             self.client.reset.store(true, Ordering::Relaxed);
         }
@@ -182,6 +181,7 @@ impl Drop for RequestGuard {
     fn drop(&mut self) {
         self.client.enter_phase();
         self.client.active.fetch_sub(1, Ordering::Relaxed);
+        self.client.worker.shared.metrics.in_flight.dec();
     }
 }
 

@@ -1,5 +1,6 @@
 //! One client connection: protocol detection and time limits.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -18,10 +20,11 @@ use crate::client::{ClientIo, ClientState};
 use crate::config::ProxySettings;
 use crate::handler;
 use crate::metrics::{Held, ProxyMetrics};
-use crate::server::Worker;
+use crate::seldom::Seldom;
+use crate::server::{Shared, Worker};
 
 /// Most header fields of a request.
-pub(crate) const HEADERS_MAX: usize = 128;
+pub(crate) const HEADERS_MAX: usize = 100;
 /// Most bytes of a request's header.
 pub(crate) const HEADER_BYTES_MAX: usize = 64 << 10;
 /// What an HTTP/2 client without TLS sends first (RFC 9113 §3.4).
@@ -58,14 +61,11 @@ pub(crate) async fn serve(worker: Arc<Worker>, mut stream: TcpStream, peer: Sock
             return;
         }
     };
-    let client = Arc::new(ClientState::new(peer, worker.shared.config.trusted.contains(peer.ip()), h2));
+    let client = Arc::new(ClientState::new(&worker, peer, h2));
     let io = TokioIo::new(ClientIo { stream, prefix, client: Arc::clone(&client) });
     let service = {
-        let (worker, client) = (Arc::clone(&worker), Arc::clone(&client));
-        service_fn(move |request| {
-            let (worker, client) = (Arc::clone(&worker), Arc::clone(&client));
-            async move { Ok::<_, std::convert::Infallible>(handler::handle(&worker, &client, request).await) }
-        })
+        let client = Arc::clone(&client);
+        service_fn(move |request| handler::handle(Arc::clone(&client), request).map(Ok::<_, Infallible>))
     };
     let result = if h2 {
         let streams = StreamExecutor { limit: limits.write_timeout, metrics: Arc::clone(&metrics) };
@@ -75,15 +75,14 @@ pub(crate) async fn serve(worker: Arc<Worker>, mut stream: TcpStream, peer: Sock
             .max_concurrent_streams(H2_STREAMS_MAX)
             .max_header_list_size(HEADER_BYTES_MAX as u32)
             .serve_connection(io, service);
-        drive(&worker, &client, connection, http2::Connection::graceful_shutdown).await
+        drive(&client, connection, http2::Connection::graceful_shutdown).await
     } else {
         let connection = http1::Builder::new()
-            .max_headers(HEADERS_MAX)
             .max_header_size(HEADER_BYTES_MAX)
             .header_read_timeout(None)
             .serve_connection(io, service)
             .with_upgrades();
-        drive(&worker, &client, connection, http1::UpgradeableConnection::graceful_shutdown).await
+        drive(&client, connection, http1::UpgradeableConnection::graceful_shutdown).await
     };
     if let Err(error) = result {
         metrics.connection_errors.inc();
@@ -143,20 +142,16 @@ fn shortest_limit(limits: &ProxySettings) -> Duration {
 
 /// Runs the connection under its time limits. One timer per connection, which is only moved when it fires: a request
 /// costs no timer at all.
-async fn drive<C>(
-    worker: &Worker,
-    client: &ClientState,
-    connection: C,
-    graceful_shutdown: fn(Pin<&mut C>),
-) -> Result<(), hyper::Error>
+async fn drive<C>(client: &ClientState, connection: C, graceful_shutdown: fn(Pin<&mut C>)) -> Result<(), hyper::Error>
 where
     C: Future<Output = Result<(), hyper::Error>>,
 {
-    let limits = &worker.shared.config.settings;
+    let Shared { config, metrics, drain, .. } = &*client.worker.shared;
+    let limits = &config.settings;
     let mut connection = std::pin::pin!(connection);
     let look_again = shortest_limit(limits);
-    let mut timer = std::pin::pin!(tokio::time::sleep(client.time_left(limits).min(look_again)));
-    let mut drain = std::pin::pin!(worker.shared.drain.cancelled());
+    let mut timer = Seldom::new(tokio::time::sleep(client.time_left(limits).min(look_again)));
+    let mut drain = Seldom::new(drain.cancelled());
     let mut draining = false;
     loop {
         tokio::select! {
@@ -165,7 +160,7 @@ where
             () = &mut timer => {
                 let left = client.time_left(limits);
                 if left.is_zero() {
-                    worker.shared.metrics.timeouts.inc();
+                    metrics.timeouts.inc();
                     if draining || !client.multiplexed {
                         return Ok(());
                     }
@@ -174,7 +169,7 @@ where
                     graceful_shutdown(connection.as_mut());
                 }
                 let next = if left.is_zero() { FAREWELL } else { left.min(look_again) };
-                timer.as_mut().reset(tokio::time::Instant::now() + next);
+                timer.change().reset(tokio::time::Instant::now() + next);
             }
             () = &mut drain, if !draining => {
                 draining = true;

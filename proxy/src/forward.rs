@@ -32,7 +32,7 @@ const AGREEMENT: Duration = Duration::from_secs(1);
 pub(crate) async fn to_primary(
     worker: &Worker,
     client: &Arc<ClientState>,
-    request: Received,
+    request: Box<Received>,
     reason: &'static str,
 ) -> Answer {
     if request.from_peer {
@@ -66,7 +66,7 @@ fn fly_can_replay(request: &Received) -> bool {
 
 /// The application on this replica has answered `fly-replay`, and this is not Fly.io: the request is sent to the primary,
 /// which is what such an application means by any instance or region.
-pub(crate) async fn for_application(worker: &Worker, mut request: Outgoing, replay: &FlyReplay) -> Answer {
+pub(crate) async fn for_application(worker: &Worker, mut request: Box<Outgoing>, replay: &FlyReplay) -> Answer {
     let shared = &worker.shared;
     if request.headers.contains_key(fly_replay::SOURCE_HEADER) {
         return Answer::retry_elsewhere("replayed once already");
@@ -95,7 +95,7 @@ pub(crate) async fn for_application(worker: &Worker, mut request: Outgoing, repl
 /// the next one known in a moment. What may have been executed is never sent again.
 async fn by_http(
     worker: &Worker,
-    mut request: Outgoing,
+    mut request: Box<Outgoing>,
     mut primary: Primary,
     deadline: Instant,
     decision: Decision,

@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use crate::answer::Answer;
 use crate::body::AnswerBody;
 use crate::client::{ClientState, RequestGuard};
-use crate::metrics::{Decision, Held};
+use crate::metrics::Decision;
 use crate::outgoing::Outgoing;
 use crate::request::{self, Received};
 use crate::route::{Route, route};
@@ -19,14 +19,11 @@ use crate::{forward, local};
 
 /// Serves one request. There is always an answer; only a client that leaves ends this earlier (the future is dropped,
 /// and with it the request upstream).
-pub(crate) async fn handle(
-    worker: &Arc<Worker>,
-    client: &Arc<ClientState>,
-    request: Request<Incoming>,
-) -> Response<AnswerBody> {
+pub(crate) async fn handle(client: Arc<ClientState>, request: Request<Incoming>) -> Response<AnswerBody> {
+    let guard = RequestGuard::new(client);
+    let client = &guard.client;
+    let worker = &client.worker;
     let shared = &worker.shared;
-    let guard = RequestGuard::new(client, &shared.metrics);
-    let in_flight = Held::new(&shared.metrics.in_flight);
     let line = LogLine::begin(shared, &request);
     let answer = match request::receive(request, client, &shared.name) {
         Ok(received) if received.body_complete.is_some() && !shared.config.settings.read_timeout.is_zero() => {
@@ -39,12 +36,12 @@ pub(crate) async fn handle(
     if let Some(line) = line {
         line.write(shared, client, &answer);
     }
-    answer.response.map(|body| AnswerBody::new(body, guard, in_flight))
+    answer.response.map(|body| AnswerBody::new(body, guard))
 }
 
 /// An HTTP/2 stream under `proxy.read-timeout`: its body must be complete by then, or the answer have begun.
 /// (HTTP/1.1 has its connection's timer.)
-async fn serve_in_time(worker: &Arc<Worker>, client: &Arc<ClientState>, request: Received) -> Answer {
+async fn serve_in_time(worker: &Arc<Worker>, client: &Arc<ClientState>, request: Box<Received>) -> Answer {
     let complete = request.body_complete.clone().unwrap_or_default();
     let limit = worker.shared.config.settings.read_timeout;
     let too_slow = async {
@@ -62,7 +59,7 @@ async fn serve_in_time(worker: &Arc<Worker>, client: &Arc<ClientState>, request:
     }
 }
 
-async fn serve(worker: &Arc<Worker>, client: &Arc<ClientState>, request: Received) -> Answer {
+async fn serve(worker: &Arc<Worker>, client: &Arc<ClientState>, request: Box<Received>) -> Answer {
     let shared = &worker.shared;
     let (positions, cluster) = (shared.positions.as_ref(), shared.cluster.as_ref());
     let route = route(&shared.config, &request, shared.is_primary(), positions, cluster);
@@ -84,7 +81,7 @@ async fn serve(worker: &Arc<Worker>, client: &Arc<ClientState>, request: Receive
     }
 }
 
-async fn wait_and_serve(worker: &Worker, client: &Arc<ClientState>, request: Received) -> Answer {
+async fn wait_and_serve(worker: &Worker, client: &Arc<ClientState>, request: Box<Received>) -> Answer {
     let shared = &worker.shared;
     let (decision, reason) = match wait::for_position(shared, &request.token).await {
         Reached::Here => (Decision::Waited, "waited for the client's position"),
@@ -134,12 +131,13 @@ struct LogLine {
 }
 
 impl LogLine {
-    fn begin(shared: &Shared, request: &Request<Incoming>) -> Option<Self> {
+    fn begin(shared: &Shared, request: &Request<Incoming>) -> Option<Box<Self>> {
         let wanted = shared.config.settings.debug || tracing::enabled!(tracing::Level::DEBUG);
-        wanted.then(|| Self { method: request.method().clone(), uri: request.uri().clone(), begun: Instant::now() })
+        let (method, uri) = (request.method(), request.uri());
+        wanted.then(|| Box::new(Self { method: method.clone(), uri: uri.clone(), begun: Instant::now() }))
     }
 
-    fn write(self, shared: &Shared, client: &ClientState, answer: &Answer) {
+    fn write(&self, shared: &Shared, client: &ClientState, answer: &Answer) {
         macro_rules! line {
             ($level:expr) => {
                 tracing::event!(

@@ -43,6 +43,7 @@ mod outgoing;
 mod path_globs;
 mod request;
 mod route;
+mod seldom;
 mod server;
 mod socket;
 pub mod token;

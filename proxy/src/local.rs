@@ -21,7 +21,12 @@ use crate::token::Token;
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A request that this node's copy of the data can answer, or that is not tracked at all.
-pub(crate) async fn as_replica(worker: &Worker, request: Outgoing, decision: Decision, reason: &'static str) -> Answer {
+pub(crate) async fn as_replica(
+    worker: &Worker,
+    request: Box<Outgoing>,
+    decision: Decision,
+    reason: &'static str,
+) -> Answer {
     let mut request = request.for_application();
     match send(worker, &mut request).await {
         Err(answer) => *answer,
@@ -33,7 +38,7 @@ pub(crate) async fn as_replica(worker: &Worker, request: Outgoing, decision: Dec
 }
 
 /// A request on the primary: the answer carries the token of what it did, and leaves only if the lease covers that.
-pub(crate) async fn as_primary(worker: &Worker, request: Outgoing, reason: &'static str) -> Answer {
+pub(crate) async fn as_primary(worker: &Worker, request: Box<Outgoing>, reason: &'static str) -> Answer {
     let shared = &worker.shared;
     let mut request = request.for_application();
     let before = Tracked::published(shared);

@@ -13,7 +13,7 @@ use crate::headers::{self, HOP, Present, TXID};
 use crate::request::Received;
 use crate::server::Worker;
 use crate::tunnel;
-use crate::upstream::{SendFailure, SendOptions, Upstream};
+use crate::upstream::{SendFailure, SendOptions, Unsent, Upstream};
 
 /// What is left of the body for the next attempt.
 enum Source {
@@ -53,7 +53,8 @@ pub(crate) enum Failure {
 impl Outgoing {
     /// Turns what the client sent into what an intermediary sends on. `keep_body`: the body's beginning is kept, so that
     /// it can be sent again.
-    pub fn new(worker: &Worker, client: &Arc<ClientState>, request: Received, keep_body: bool) -> Self {
+    pub fn new(worker: &Worker, client: &Arc<ClientState>, request: Box<Received>, keep_body: bool) -> Box<Self> {
+        let request = *request;
         let settings = &worker.shared.config.settings;
         let mut headers = request.headers;
         if request.present.hop_by_hop {
@@ -79,7 +80,7 @@ impl Outgoing {
             }
             body => Source::Once(Some(body)),
         };
-        Self {
+        Box::new(Self {
             method: request.method,
             headers,
             present: request.present,
@@ -90,11 +91,11 @@ impl Outgoing {
             options: SendOptions { response_timeout: settings.response_timeout, h2: request.grpc },
             interim: request.interim.then(|| Arc::clone(client)),
             upgrade: request.upgrade,
-        }
+        })
     }
 
     /// The application does not see the tracker's own fields and cookies.
-    pub fn for_application(mut self) -> Self {
+    pub fn for_application(mut self: Box<Self>) -> Box<Self> {
         if self.present.cookie {
             headers::tidy_cookies(&mut self.headers, true);
         }
@@ -106,7 +107,7 @@ impl Outgoing {
     }
 
     /// The primary's proxy sees the token, and that it must not send the request on.
-    pub fn for_peer(mut self, worker: &Worker) -> Self {
+    pub fn for_peer(mut self: Box<Self>, worker: &Worker) -> Box<Self> {
         if self.present.cookie {
             headers::tidy_cookies(&mut self.headers, false);
         }
@@ -142,7 +143,8 @@ impl Outgoing {
         }
     }
 
-    fn attempt(&mut self) -> Option<Request<RequestBody>> {
+    /// `None`: the body is gone.
+    fn attempt(&mut self) -> Unsent {
         let (headers, body) = match &mut self.body {
             Source::Empty => (self.headers.clone(), RequestBody::Empty),
             Source::Kept(body) => (self.headers.clone(), body.attempt()),
@@ -164,8 +166,8 @@ impl Outgoing {
         Some(request)
     }
 
-    fn give_back(&mut self, request: Request<RequestBody>) {
-        if let Source::Once(body) = &mut self.body {
+    fn give_back(&mut self, request: Unsent) {
+        if let (Source::Once(body), Some(request)) = (&mut self.body, request) {
             let (head, unsent) = request.into_parts();
             self.headers = head.headers;
             *body = Some(unsent);
@@ -176,19 +178,19 @@ impl Outgoing {
     pub async fn send(&mut self, worker: &Worker, to: &Arc<Upstream>) -> Result<Response<UpstreamBody>, Failure> {
         let mut retried = false;
         loop {
-            let Some(request) = self.attempt() else { return Err(Failure::Lost("the body is gone".into())) };
+            let mut request = self.attempt();
             let begun = std::time::Instant::now();
             let sent = match self.upgrade.take() {
-                Some(upgrade) => Box::pin(self.send_upgrade(worker, to, request, upgrade)).await,
-                None => to.send(request, self.options).await,
+                Some(upgrade) => Box::pin(self.send_upgrade(worker, to, &mut request, upgrade)).await,
+                None => to.send(&mut request, self.options).await,
             };
             match sent {
                 Ok(response) => {
                     worker.shared.metrics.upstream.observe(begun.elapsed().as_secs_f64());
                     return Ok(response);
                 }
-                Err(SendFailure::Unsent { error, request }) => {
-                    self.give_back(*request);
+                Err(SendFailure::Unsent(error)) => {
+                    self.give_back(request);
                     return Err(Failure::Unsent(error));
                 }
                 Err(SendFailure::Lost { pooled: true, .. }) if !retried && self.is_repeatable() => {
@@ -206,7 +208,7 @@ impl Outgoing {
         &mut self,
         worker: &Worker,
         to: &Arc<Upstream>,
-        request: Request<RequestBody>,
+        request: &mut Unsent,
         (protocol, on_client): (HeaderValue, OnUpgrade),
     ) -> Result<Response<UpstreamBody>, SendFailure> {
         match to.send_upgrade(request, self.options.response_timeout).await {

@@ -54,7 +54,7 @@ pub(crate) fn receive(
     mut request: Request<Incoming>,
     client: &ClientState,
     own_name: &str,
-) -> Result<Received, Box<Answer>> {
+) -> Result<Box<Received>, Box<Answer>> {
     let bad = |status, why| Box::new(Answer::bad_request(status, why));
     let present = Present::of(request.headers());
     check_framing(&request, present, client).map_err(|why| bad(StatusCode::BAD_REQUEST, why))?;
@@ -64,7 +64,7 @@ pub(crate) fn receive(
     if request.uri().path_and_query().is_some_and(|target| target.as_str().len() > URI_BYTES_MAX) {
         return Err(bad(StatusCode::URI_TOO_LONG, "the request target is too long"));
     }
-    // HTTP/1.1 has been checked by its parser; HTTP/2 is limited in bytes only.
+    // HTTP/1.1 has been checked by its parser (whose default this is); HTTP/2 is limited in bytes only.
     if request.headers().len() > HEADERS_MAX {
         return Err(bad(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too many header fields"));
     }
@@ -77,7 +77,7 @@ pub(crate) fn receive(
     set_host(&parts.uri, &mut headers, parts.version).map_err(|why| bad(StatusCode::BAD_REQUEST, why))?;
     let is_h2 = parts.version == Version::HTTP_2;
     let is_grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
-    Ok(Received {
+    Ok(Box::new(Received {
         method: parts.method,
         target: parts.uri.into_parts().path_and_query.unwrap_or(PathAndQuery::from_static("/")),
         token: read_token(&headers, present),
@@ -91,7 +91,7 @@ pub(crate) fn receive(
         headers,
         present,
         body,
-    })
+    }))
 }
 
 /// RFC 9112 §6.3: a message with both framings is an attempt at smuggling or a broken client.

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
@@ -13,9 +14,11 @@ use http::{Request, Response};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{SendFailure, Upstream, describe};
+use super::{SendFailure, Unsent, Upstream, describe};
 use crate::body::{RequestBody, UpstreamBody};
+use crate::seldom::Seldom;
 use crate::socket::Socket;
 
 /// The waker that a connection and its answer are polled with. While the task itself is at it, they wake nobody: what
@@ -52,6 +55,8 @@ pub(super) struct H1Connection {
     sender: http1::SendRequest<RequestBody>,
     /// `None` once it has ended.
     driver: Option<http1::Connection<TokioIo<Socket>, RequestBody>>,
+    /// Of one of the requests on this connection; moved only when it fires. `None`: no request was limited.
+    timer: Option<Seldom<Sleep>>,
 }
 
 impl H1Connection {
@@ -60,7 +65,7 @@ impl H1Connection {
         driver: http1::Connection<TokioIo<Socket>, RequestBody>,
     ) -> Self {
         let quiet = Arc::new(Quiet::default());
-        Self { waker: Waker::from(Arc::clone(&quiet)), quiet, sender, driver: Some(driver) }
+        Self { waker: Waker::from(Arc::clone(&quiet)), quiet, sender, driver: Some(driver), timer: None }
     }
 
     /// Polls something that depends on this connection until it is ready or waits for somebody outside.
@@ -101,40 +106,61 @@ impl H1Connection {
         }
     }
 
-    /// Whether another request may be sent, after having noticed everything the peer did meanwhile.
-    pub fn is_reusable(&mut self, cx: &mut Context<'_>) -> bool {
-        // Pending or not: what counts is the state after it.
-        let _ = self.poll_quietly(cx, |connection, cx| {
-            connection.drive(cx);
-            Poll::<()>::Pending
-        });
+    /// Whether another request may be sent.
+    fn is_reusable(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.sender.is_ready() {
+            // Pending or not: what counts is the state after it.
+            let _ = self.poll_quietly(cx, |connection, cx| {
+                connection.drive(cx);
+                Poll::<()>::Pending
+            });
+        }
         self.driver.is_some() && self.sender.is_ready()
+    }
+
+    /// Ready when `deadline` has passed.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Seldom::new(sleep_until(deadline)));
+        while Pin::new(&mut *timer).poll(cx).is_ready() {
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            // It was set for an earlier request.
+            timer.change().reset(deadline);
+        }
+        Poll::Pending
     }
 }
 
-/// Sends the request and waits for the answer's header; takes a short body along if it is there already.
+/// Sends the request and waits for the answer's header, at most `limit` (zero = unlimited); takes a short body along if
+/// it is there already.
 pub(super) async fn run(
     upstream: &Arc<Upstream>,
     mut connection: Box<H1Connection>,
-    request: Request<RequestBody>,
+    slot: &mut Unsent,
+    limit: Duration,
 ) -> Result<Response<UpstreamBody>, SendFailure> {
-    let mut answer = std::pin::pin!(connection.send(request));
+    let deadline = (!limit.is_zero()).then(|| Instant::now() + limit);
+    let mut answer = std::pin::pin!(connection.send(slot.take().ok_or_else(SendFailure::gone)?));
     let answer = poll_fn(|cx| {
-        connection.poll_quietly(cx, |connection, cx| {
+        let answer = connection.poll_quietly(cx, |connection, cx| {
             connection.drive(cx);
             answer.as_mut().poll(cx)
-        })
+        });
+        match (answer, deadline) {
+            (Poll::Pending, Some(deadline)) => connection.poll_deadline(cx, deadline).map(|()| None),
+            (answer, _) => answer.map(Some),
+        }
     })
     .await;
     let (head, body) = match answer {
-        Ok(answer) => answer.into_parts(),
-        Err(mut failed) => {
-            let unsent = failed.take_message();
+        None => return Err(SendFailure::Timeout),
+        Some(Ok(answer)) => answer.into_parts(),
+        Some(Err(mut failed)) => {
+            *slot = failed.take_message();
             let error = failed.into_error();
-            return Err(match unsent {
-                Some(request) => {
-                    SendFailure::Unsent { error: io::Error::other(describe(&error)), request: Box::new(request) }
-                }
+            return Err(match slot {
+                Some(_) => SendFailure::Unsent(io::Error::other(describe(&error))),
                 None => SendFailure::lost(&error),
             });
         }

@@ -8,6 +8,7 @@ mod exchange;
 mod multiplexed;
 mod pool;
 
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,13 +30,11 @@ use crate::socket::Socket;
 
 /// For one attempt at a TCP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most fields of an answer's header.
-const HEADERS_MAX: usize = 256;
 
 /// Why there is no answer.
 pub(crate) enum SendFailure {
-    /// Nothing was sent: the request is given back and may be sent again.
-    Unsent { error: io::Error, request: Box<Request<RequestBody>> },
+    /// Nothing was sent: the request has been given back and may be sent again.
+    Unsent(io::Error),
     /// Sent at least in part: it may have been executed. `pooled`: on a connection that had served before, and whose
     /// end may have crossed the request.
     Lost { why: String, pooled: bool },
@@ -47,7 +46,14 @@ impl SendFailure {
     fn lost(error: &dyn std::error::Error) -> Self {
         Self::Lost { why: describe(error), pooled: false }
     }
+
+    fn gone() -> Self {
+        Self::Lost { why: "the request is gone".into(), pooled: false }
+    }
 }
+
+/// A request that has not been sent. It is taken from here when it is.
+pub(crate) type Unsent = Option<Request<RequestBody>>;
 
 /// One address that requests are sent to.
 pub(crate) struct Upstream {
@@ -75,31 +81,23 @@ impl Upstream {
         self.pool.close_idle();
     }
 
-    /// Sends a request and returns the answer as soon as its header is there.
+    /// Sends a request and returns the answer as soon as its header is there. The request stays where it is, or is put
+    /// back, as long as it is unsent.
     pub async fn send(
         self: &Arc<Self>,
-        request: Request<RequestBody>,
+        request: &mut Unsent,
         options: SendOptions,
     ) -> Result<Response<UpstreamBody>, SendFailure> {
-        let exchange = async {
-            if options.h2 {
-                return Box::pin(self.multiplexed.send(&self.address, request)).await;
-            }
-            self.send_h1(request).await
-        };
-        if options.response_timeout.is_zero() {
-            return exchange.await;
+        if options.h2 {
+            let exchange = Box::pin(self.multiplexed.send(&self.address, request));
+            return within(options.response_timeout, exchange).await.unwrap_or(Err(SendFailure::Timeout));
         }
-        tokio::time::timeout(options.response_timeout, exchange).await.unwrap_or(Err(SendFailure::Timeout))
-    }
-
-    async fn send_h1(self: &Arc<Self>, request: Request<RequestBody>) -> Result<Response<UpstreamBody>, SendFailure> {
-        let Some(connection) = self.pool.check_out().await else {
-            return Box::pin(self.send_fresh(request)).await;
+        let Some(connection) = self.pool.check_out() else {
+            return Box::pin(self.send_fresh(request, options.response_timeout)).await;
         };
-        match exchange::run(self, connection, request).await {
+        match exchange::run(self, connection, request, options.response_timeout).await {
             // The connection had died in the pool. Only a fresh one tells whether the peer lives.
-            Err(SendFailure::Unsent { request, .. }) => Box::pin(self.send_fresh(*request)).await,
+            Err(SendFailure::Unsent(_)) => Box::pin(self.send_fresh(request, options.response_timeout)).await,
             Err(SendFailure::Lost { why, .. }) => Err(SendFailure::Lost { why, pooled: true }),
             other => other,
         }
@@ -107,46 +105,41 @@ impl Upstream {
 
     async fn send_fresh(
         self: &Arc<Self>,
-        request: Request<RequestBody>,
+        request: &mut Unsent,
+        response_timeout: Duration,
     ) -> Result<Response<UpstreamBody>, SendFailure> {
-        match connect(&self.address).await {
-            Ok(connection) => exchange::run(self, connection, request).await,
-            Err(error) => Err(SendFailure::Unsent { error, request: Box::new(request) }),
-        }
+        let connection = connect(&self.address).await.map_err(SendFailure::Unsent)?;
+        exchange::run(self, connection, request, response_timeout).await
     }
 
     /// Sends a request that asks for another protocol, on a connection of its own.
     pub async fn send_upgrade(
         &self,
-        request: Request<RequestBody>,
+        request: &mut Unsent,
         response_timeout: Duration,
     ) -> Result<Response<Incoming>, SendFailure> {
         let connected = async {
             let stream = open(&self.address).await?;
-            builder().handshake(TokioIo::new(stream)).await.map_err(io::Error::other)
+            http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)
         };
-        let (mut sender, driver) = match connected.await {
-            Ok(connected) => connected,
-            Err(error) => return Err(SendFailure::Unsent { error, request: Box::new(request) }),
-        };
+        let (mut sender, driver) = connected.await.map_err(SendFailure::Unsent)?;
+        let request = request.take().ok_or_else(SendFailure::gone)?;
         tokio::spawn(async move {
             if let Err(error) = driver.with_upgrades().await {
                 tracing::debug!(%error, "upgraded connection ended with an error");
             }
         });
-        let answer = sender.send_request(request);
-        if response_timeout.is_zero() {
-            return answer.await.map_err(|error| SendFailure::lost(&error));
-        }
-        let answer = tokio::time::timeout(response_timeout, answer).await.map_err(|_| SendFailure::Timeout)?;
+        let answer = within(response_timeout, sender.send_request(request)).await.ok_or(SendFailure::Timeout)?;
         answer.map_err(|error| SendFailure::lost(&error))
     }
 }
 
-fn builder() -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder.max_headers(HEADERS_MAX);
-    builder
+/// `None`: not within the limit. Zero is no limit.
+async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    if limit.is_zero() {
+        return Some(work.await);
+    }
+    tokio::time::timeout(limit, work).await.ok()
 }
 
 async fn open(address: &HostPort) -> io::Result<Socket> {
@@ -158,7 +151,7 @@ async fn open(address: &HostPort) -> io::Result<Socket> {
 
 async fn connect(address: &HostPort) -> io::Result<Box<H1Connection>> {
     let stream = open(address).await?;
-    let (sender, driver) = builder().handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     Ok(Box::new(H1Connection::new(sender, driver)))
 }
 

@@ -4,12 +4,12 @@
 use std::io;
 
 use http::uri::{Authority, Scheme};
-use http::{Request, Response, Uri, Version, header};
+use http::{Response, Uri, Version, header};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 
-use super::{SendFailure, open};
+use super::{SendFailure, Unsent, open};
 use crate::body::{RequestBody, UpstreamBody};
 use crate::config::HostPort;
 
@@ -20,18 +20,12 @@ pub(super) struct Multiplexed {
 }
 
 impl Multiplexed {
-    pub async fn send(
-        &self,
-        address: &HostPort,
-        mut request: Request<RequestBody>,
-    ) -> Result<Response<UpstreamBody>, SendFailure> {
-        let mut sender = match self.sender(address).await {
-            Ok(sender) => sender,
-            Err(error) => return Err(SendFailure::Unsent { error, request: Box::new(request) }),
-        };
+    pub async fn send(&self, address: &HostPort, slot: &mut Unsent) -> Result<Response<UpstreamBody>, SendFailure> {
+        let mut sender = self.sender(address).await.map_err(SendFailure::Unsent)?;
+        let mut request = slot.take().ok_or_else(SendFailure::gone)?;
         *request.version_mut() = Version::HTTP_2;
-        let host = request.headers_mut().remove(header::HOST);
-        let host = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+        let named = request.headers_mut().remove(header::HOST);
+        let host = named.as_ref().and_then(|host| Authority::try_from(host.as_bytes()).ok());
         let mut uri = std::mem::take(request.uri_mut()).into_parts();
         uri.scheme = Some(Scheme::HTTP);
         uri.authority = host.or_else(|| Authority::try_from(address.authority()).ok());
@@ -40,12 +34,12 @@ impl Multiplexed {
             Ok(answer) => return Ok(answer.map(UpstreamBody::Incoming)),
             Err(failed) => failed,
         };
-        let unsent = failed.take_message();
+        *slot = failed.take_message();
+        if let (Some(request), Some(named)) = (slot.as_mut(), named) {
+            request.headers_mut().insert(header::HOST, named);
+        }
         let error = failed.into_error();
-        Err(match unsent {
-            Some(request) => SendFailure::Unsent { error: io::Error::other(error), request: Box::new(request) },
-            None => SendFailure::lost(&error),
-        })
+        Err(if slot.is_some() { SendFailure::Unsent(io::Error::other(error)) } else { SendFailure::lost(&error) })
     }
 
     async fn sender(&self, address: &HostPort) -> io::Result<http2::SendRequest<RequestBody>> {
