@@ -193,7 +193,7 @@ impl Outgoing {
                     self.give_back(request);
                     return Err(Failure::Unsent(error));
                 }
-                Err(SendFailure::Lost { pooled: true, .. }) if !retried && self.is_repeatable() => {
+                Err(SendFailure::Lost { crossed: true, .. }) if !retried && self.is_repeatable() => {
                     retried = true;
                     worker.shared.metrics.retries.inc();
                 }

@@ -9,7 +9,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use parking_lot::Mutex;
 
 /// A future that is polled only when it asked for it, not whenever its task runs for another reason: a task that runs
-/// twice for each request would otherwise look at its timers as often.
+/// twice for each request would otherwise look at its timers as often. Once it was ready it must not be waited for again
+/// before a [`Seldom::change`]: nobody wakes it.
 pub(crate) struct Seldom<F> {
     future: Pin<Box<F>>,
     bell: Arc<Bell>,

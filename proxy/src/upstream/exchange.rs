@@ -133,12 +133,13 @@ impl H1Connection {
 }
 
 /// Sends the request and waits for the answer's header, at most `limit` (zero = unlimited); takes a short body along if
-/// it is there already.
+/// it is there already. `pooled`: the connection has served before.
 pub(super) async fn run(
     upstream: &Arc<Upstream>,
     mut connection: Box<H1Connection>,
     slot: &mut Unsent,
     limit: Duration,
+    pooled: bool,
 ) -> Result<Response<UpstreamBody>, SendFailure> {
     let deadline = (!limit.is_zero()).then(|| Instant::now() + limit);
     let mut answer = std::pin::pin!(connection.send(slot.take().ok_or_else(SendFailure::gone)?));
@@ -161,7 +162,8 @@ pub(super) async fn run(
             let error = failed.into_error();
             return Err(match slot {
                 Some(_) => SendFailure::Unsent(io::Error::other(describe(&error))),
-                None => SendFailure::lost(&error),
+                // What cannot be parsed is no end: the peer has received the request.
+                None => SendFailure::Lost { why: describe(&error), crossed: pooled && !error.is_parse() },
             });
         }
     };
@@ -252,5 +254,40 @@ impl DrivenBody {
             Some(_) => SizeHint::default(),
             None => self.body.size_hint(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::poll_immediate;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_timer_left_by_one_request_serves_the_next() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let stream = TcpStream::connect(listener.local_addr().expect("address")).await.expect("connect");
+        let (sender, driver) = http1::handshake(TokioIo::new(Socket(stream))).await.expect("handshake");
+        let mut connection = H1Connection::new(sender, driver);
+        let (soon, far) = (Duration::from_millis(20), Duration::from_secs(1000));
+        for _ in 0..3 {
+            // Left behind by a task that has gone, and it fires when nobody waits.
+            let first = Instant::now() + soon;
+            connection = tokio::spawn(async move {
+                poll_immediate(poll_fn(|cx| connection.poll_deadline(cx, first))).await;
+                connection
+            })
+            .await
+            .expect("task");
+            tokio::time::sleep_until(first + soon).await;
+            let second = Instant::now() + soon;
+            poll_fn(|cx| connection.poll_deadline(cx, second)).await;
+            assert!(Instant::now() >= second, "too early");
+            // (Only then: a request that was late takes its connection along.)
+            connection.timer = None;
+        }
+        let third = Instant::now() + far;
+        assert!(poll_immediate(poll_fn(|cx| connection.poll_deadline(cx, third))).await.is_none());
     }
 }

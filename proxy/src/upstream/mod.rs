@@ -35,20 +35,20 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) enum SendFailure {
     /// Nothing was sent: the request has been given back and may be sent again.
     Unsent(io::Error),
-    /// Sent at least in part: it may have been executed. `pooled`: on a connection that had served before, and whose
+    /// Sent at least in part: it may have been executed. `crossed`: on a connection that had served before, and whose
     /// end may have crossed the request.
-    Lost { why: String, pooled: bool },
+    Lost { why: String, crossed: bool },
     /// Sent, and no answer within the limit.
     Timeout,
 }
 
 impl SendFailure {
     fn lost(error: &dyn std::error::Error) -> Self {
-        Self::Lost { why: describe(error), pooled: false }
+        Self::Lost { why: describe(error), crossed: false }
     }
 
     fn gone() -> Self {
-        Self::Lost { why: "the request is gone".into(), pooled: false }
+        Self::Lost { why: "the request is gone".into(), crossed: false }
     }
 }
 
@@ -95,10 +95,9 @@ impl Upstream {
         let Some(connection) = self.pool.check_out() else {
             return Box::pin(self.send_fresh(request, options.response_timeout)).await;
         };
-        match exchange::run(self, connection, request, options.response_timeout).await {
+        match exchange::run(self, connection, request, options.response_timeout, true).await {
             // The connection had died in the pool. Only a fresh one tells whether the peer lives.
             Err(SendFailure::Unsent(_)) => Box::pin(self.send_fresh(request, options.response_timeout)).await,
-            Err(SendFailure::Lost { why, .. }) => Err(SendFailure::Lost { why, pooled: true }),
             other => other,
         }
     }
@@ -109,7 +108,7 @@ impl Upstream {
         response_timeout: Duration,
     ) -> Result<Response<UpstreamBody>, SendFailure> {
         let connection = connect(&self.address).await.map_err(SendFailure::Unsent)?;
-        exchange::run(self, connection, request, response_timeout).await
+        exchange::run(self, connection, request, response_timeout, false).await
     }
 
     /// Sends a request that asks for another protocol, on a connection of its own.

@@ -239,3 +239,27 @@ async fn on_fly_the_applications_replay_is_left_to_the_platform() {
     let proxy = start(&node, ProxySettings { on_fly: true, ..settings(app.addr) });
     assert_eq!(curl(&[&proxy.url("/")]).await.header("fly-replay"), Some("region=x"));
 }
+
+/// What one node accepts, the other accepts from it, though fields were added on the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limit_of_header_fields_is_the_same_on_every_node() {
+    let node = Node::new(Role::Primary);
+    let app = App::start(|request| {
+        let fields = request.target.trim_start_matches('/').parse().unwrap_or(0);
+        answer("200 OK", &"X-A: 1\r\n".repeat(fields), "fine")
+    })
+    .await;
+    let primary = start(&node, settings(app.addr));
+    let replica = start(&Node::new(primary.as_primary()), settings(app.addr));
+    for fields in 80..=100 {
+        // With Host and Content-Length.
+        let many = "X-A: 1\r\n".repeat(fields - 2);
+        let asked = format!("POST / HTTP/1.1\r\nHost: a\r\n{many}Content-Length: 0\r\nConnection: close\r\n\r\n");
+        let answered = format!("POST /{} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", fields - 1);
+        for request in [asked, answered] {
+            let (here, _) = raw(primary.addr, request.as_bytes()).await;
+            let (there, _) = raw(replica.addr, request.as_bytes()).await;
+            assert_eq!(here.get(..13), there.get(..13), "{fields}: {}", request.lines().next().unwrap_or_default());
+        }
+    }
+}

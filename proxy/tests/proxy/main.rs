@@ -9,6 +9,7 @@ mod faults;
 mod forwarding;
 mod http2;
 mod intermediary;
+mod reuse;
 mod support;
 mod tokens;
 mod upgrades;
