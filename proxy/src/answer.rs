@@ -98,10 +98,19 @@ impl Answer {
         Self::text(StatusCode::BAD_GATEWAY, format!("Proxy error: {why}\n"), decision, reason)
     }
 
-    /// A write was sent and nothing came back.
+    /// Sent, and no answer in time.
+    pub fn silent(reason: &'static str, was_write: bool) -> Self {
+        Self::timeout(reason).unconfirmed_if(was_write)
+    }
+
+    /// Sent, and nothing came back that is an answer.
     pub fn lost(why: &str, decision: Decision, was_write: bool) -> Self {
-        let answer = Self::bad_gateway(why, decision, "the connection broke before there was an answer");
-        if was_write { answer.with(OUTCOME, HeaderValue::from_static("unconfirmed")) } else { answer }
+        let reason = "the connection broke before there was an answer";
+        Self::bad_gateway(why, decision, reason).unconfirmed_if(was_write)
+    }
+
+    fn unconfirmed_if(self, was_write: bool) -> Self {
+        if was_write { self.with(OUTCOME, HeaderValue::from_static("unconfirmed")) } else { self }
     }
 
     pub fn body_too_large(reason: &'static str) -> Self {

@@ -23,8 +23,11 @@ use crate::metrics::{Held, ProxyMetrics};
 use crate::seldom::Seldom;
 use crate::server::{Shared, Worker};
 
-/// Most header fields of a request.
-pub(crate) const HEADERS_MAX: usize = 100;
+/// Most header fields that hyper reads unless told otherwise (another limit costs an allocation per message).
+pub(crate) const HEADERS_READ_MAX: usize = 100;
+/// Most header fields of a request, and of the application's answer: the other node must be able to read them together
+/// with what this one adds (a request: `X-Forwarded-*`, `Forwarded`, `Via`, `Host`, `TE`, framing, hop, replay's source).
+pub(crate) const HEADERS_MAX: usize = HEADERS_READ_MAX - 10;
 /// Most bytes of a request's header.
 pub(crate) const HEADER_BYTES_MAX: usize = 64 << 10;
 /// What an HTTP/2 client without TLS sends first (RFC 9113 §3.4).

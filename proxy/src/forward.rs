@@ -124,7 +124,7 @@ async fn by_http(
                 pause = (pause * 2).min(AGREEMENT);
             }
             Err(Failure::Lost(why)) => return Answer::lost(&why, Decision::PrimaryFailed, !request.is_read()),
-            Err(Failure::Timeout) => return Answer::timeout("the primary does not answer"),
+            Err(Failure::Timeout) => return Answer::silent("the primary does not answer", !request.is_read()),
         }
         primary = match wait::for_primary(shared, deadline).await {
             None => return Answer::no_primary("the primary is gone, and no other known in time"),

@@ -9,6 +9,7 @@ use litefs::Txid;
 use crate::answer::Answer;
 use crate::body::UpstreamBody;
 use crate::config::ForwardMode;
+use crate::connection::HEADERS_MAX;
 use crate::fly_replay::{self, FlyReplay};
 use crate::forward;
 use crate::headers::{FLY_REPLAY, TXID};
@@ -84,7 +85,8 @@ async fn send(worker: &Worker, request: &mut Outgoing) -> Result<Response<Upstre
     let begun = Instant::now();
     loop {
         let answer = match request.send(worker, &worker.target).await {
-            Ok(response) => return Ok(response),
+            Ok(response) if response.headers().len() <= HEADERS_MAX => return Ok(response),
+            Ok(_) => Answer::lost("too many header fields", Decision::TargetFailed, !request.is_read()),
             Err(Failure::Unsent(error)) if begun.elapsed() < settings.target_timeout => {
                 tracing::debug!(%error, "application takes no connections, trying again");
                 tokio::time::sleep(RETRY_INTERVAL).await;
@@ -94,7 +96,7 @@ async fn send(worker: &Worker, request: &mut Outgoing) -> Result<Response<Upstre
                 Answer::bad_gateway(&error.to_string(), Decision::TargetDown, "the application takes no connections")
             }
             Err(Failure::Lost(why)) => Answer::lost(&why, Decision::TargetFailed, !request.is_read()),
-            Err(Failure::Timeout) => Answer::timeout("the application does not answer"),
+            Err(Failure::Timeout) => Answer::silent("the application does not answer", !request.is_read()),
         };
         return Err(Box::new(answer));
     }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::answer::Answer;
 use crate::client::ClientState;
-use crate::connection::HEADERS_MAX;
+use crate::connection::{HEADERS_MAX, HEADERS_READ_MAX};
 use crate::forwarded;
 use crate::headers::{self, HOP, Present, TXID};
 use crate::token::{self, Token};
@@ -64,8 +64,9 @@ pub(crate) fn receive(
     if request.uri().path_and_query().is_some_and(|target| target.as_str().len() > URI_BYTES_MAX) {
         return Err(bad(StatusCode::URI_TOO_LONG, "the request target is too long"));
     }
-    // HTTP/1.1 has been checked by its parser (whose default this is); HTTP/2 is limited in bytes only.
-    if request.headers().len() > HEADERS_MAX {
+    let from_peer = present.ours && request.headers().contains_key(HOP);
+    // HTTP/2 is limited by its parser in bytes only.
+    if request.headers().len() > if from_peer { HEADERS_READ_MAX } else { HEADERS_MAX } {
         return Err(bad(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too many header fields"));
     }
     if present.via && headers::list(request.headers(), header::VIA).any(|hop| hop.ends_with(own_name)) {
@@ -83,7 +84,7 @@ pub(crate) fn receive(
         token: read_token(&headers, present),
         upgrade,
         interim: parts.version == Version::HTTP_11,
-        from_peer: present.ours && headers.contains_key(HOP),
+        from_peer,
         trailers: present.te && headers::lists(&headers, header::TE, "trailers"),
         grpc: is_h2 && headers.get(header::CONTENT_TYPE).is_some_and(is_grpc),
         secure: present.forwarded && forwarded::client_uses_tls(&headers, client),

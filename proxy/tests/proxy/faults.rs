@@ -86,6 +86,8 @@ async fn garbage_and_silence_from_the_application_are_a_bad_gateway_and_a_timeou
     let proxy = start(&node, ProxySettings { response_timeout: SHORT, ..settings(silent) });
     assert_eq!(curl(&[&proxy.url("/")]).await.status, 504);
     assert_eq!(proxy.metrics.decided("timeout"), 1);
+    let write = curl(&["-d", "x", &proxy.url("/")]).await;
+    assert_eq!((write.status, write.header("litefs-outcome")), (504, Some("unconfirmed")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
