@@ -108,3 +108,37 @@ async fn an_answer_that_is_none_does_not_repeat_the_request() {
         assert_eq!(app.count(), 2 * (index + 1), "{target} was sent once");
     }
 }
+
+/// A pooled connection that has ended is noticed before anything is sent on it: not even a write is lost by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_ended_in_the_pool_costs_no_write() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let addr = listener.local_addr().expect("addr");
+    let ended = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&ended);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let count = Arc::clone(&count);
+            tokio::spawn(async move {
+                if read_request(&mut stream, &mut Vec::new()).await.is_some() {
+                    let _ = stream.write_all(&ok("fine")).await;
+                }
+                // By an end, by a reset, and by words that nobody asked for.
+                match count.load(Ordering::SeqCst) % 3 {
+                    0 => {}
+                    1 => stream.set_zero_linger().expect("linger"),
+                    _ => drop(stream.write_all(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n").await),
+                }
+                drop(stream);
+                count.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+    });
+    let node = Node::new(Role::Primary);
+    let proxy = start(&node, ProxySettings { workers: 1, ..settings(addr) });
+    for round in 0..30 {
+        let got = curl(&["-d", "x", &proxy.url("/")]).await;
+        assert_eq!((got.status, got.body.as_str()), (200, "fine"), "{round}");
+        eventually("it ends", || ended.load(Ordering::SeqCst) == round + 1).await;
+    }
+}
