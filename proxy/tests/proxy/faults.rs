@@ -197,3 +197,36 @@ async fn a_stopping_proxy_does_not_wait_for_ever() {
     within(proxy.done.take().expect("running")).await.expect("task").expect("end");
     assert_ne!(in_flight.await.expect("curl").exit, 0);
 }
+
+/// Clients, their tasks, pooled connections and timers know each other; the end must not need them to let go.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_a_proxy_is_left_when_it_has_stopped() {
+    let app = App::saying("fine").await;
+    let silent = app_that(|stream| async move {
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        drop(stream);
+    })
+    .await;
+    for (target, request) in [
+        (app.addr, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+        (app.addr, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx"),
+        (silent, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+        (silent, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx"),
+        (silent, "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"),
+    ] {
+        let node = Node::new(Role::Primary);
+        let mut proxy = start(&node, ProxySettings { drain_timeout: SHORT, ..settings(target) });
+        let mut client = TcpStream::connect(proxy.addr).await.expect("connect");
+        client.write_all(request.as_bytes()).await.expect("send");
+        if target == silent {
+            eventually("in flight", || proxy.metrics.in_flight_now() == 1).await;
+        } else {
+            read_until(&mut client, "fine").await;
+        }
+        proxy.stop();
+        within(proxy.done.take().expect("running")).await.expect("task").expect("end");
+        assert_eq!(proxy.metrics.in_flight_now(), 0, "{request}");
+        // The thread that asks the engine ends a moment later.
+        eventually("dropped", || std::sync::Arc::strong_count(&node) == 1).await;
+    }
+}
