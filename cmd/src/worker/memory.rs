@@ -6,9 +6,6 @@ use std::time::Duration;
 /// FUSE thread's request buffer of 16 MiB.
 #[cfg(target_env = "gnu")]
 const MAPPED_BYTES_MIN: libc::c_int = 8 << 20;
-/// So many free bytes at the end of a heap stay with the process while it works.
-#[cfg(target_env = "gnu")]
-const KEPT_BYTES_MAX: libc::c_int = 16 << 20;
 /// Between two looks at whether the process has become idle.
 const LOOK: Duration = Duration::from_secs(2);
 /// An idle process uses less of a processor than this between two looks.
@@ -21,13 +18,13 @@ const WORK_MIN: Duration = Duration::from_millis(250);
 /// of which hardly anything is ever used, is cleared and so resident.
 ///
 /// Buffers of records, which come and go, are to be used again instead: memory that is new costs more to be made (and cleared) by
-/// the kernel than to be written. What is free in a process at rest is returned by [`return_free_memory_when_idle`].
+/// the kernel than to be written. (More than the default of free bytes at a heap's end is not kept: a thread's heap that has
+/// become idle would keep them, [`return_free_memory_when_idle`] does not reach them.)
 pub(super) fn set_up_allocator() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: sets parameters of the allocator, and no other thread runs yet.
+    // SAFETY: sets a parameter of the allocator, and no other thread runs yet.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES_MIN);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES_MAX);
     }
 }
 
