@@ -30,14 +30,16 @@ where
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_hangs_up_cancels_the_request_upstream() {
-    let (gone, cancelled) = oneshot::channel();
-    let gone = parking_lot::Mutex::new(Some(gone));
+    let ((came, asked), (gone, cancelled)) = (oneshot::channel(), oneshot::channel());
+    let ends = parking_lot::Mutex::new(Some((came, gone)));
     let addr = app_that(move |mut stream| {
-        let gone = gone.lock().take();
+        let ends = ends.lock().take();
         async move {
+            let (came, gone) = ends.expect("one request");
+            let _ = came.send(());
             // The end of the proxy's side is the cancellation.
             let _ = stream.read_to_end(&mut Vec::new()).await;
-            let _ = gone.expect("one request").send(());
+            let _ = gone.send(());
         }
     })
     .await;
@@ -45,7 +47,9 @@ async fn a_client_that_hangs_up_cancels_the_request_upstream() {
     let proxy = start(&node, settings(addr));
     let mut client = TcpStream::connect(proxy.addr).await.expect("connect");
     client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("send");
-    eventually("in flight", || proxy.metrics.in_flight_now() == 1).await;
+    // Not sooner: a request that is in flight need not be on its way to the application yet.
+    within(asked).await.expect("asked");
+    assert_eq!(proxy.metrics.in_flight_now(), 1);
     drop(client);
     within(cancelled).await.expect("cancelled");
     eventually("nothing in flight", || proxy.metrics.in_flight_now() == 0).await;
