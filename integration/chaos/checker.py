@@ -76,7 +76,7 @@ def rows(image):
 
 def unproved(cluster, lost):
     """The lost writes that are in no record that a node has set aside."""
-    pages = b"".join(cluster.set_aside_pages(node) for node in cluster.nodes) if lost else b""
+    pages = cluster.pages_kept + b"".join(cluster.set_aside_pages(node) for node in cluster.nodes) if lost else b""
     # As a row of the table has it: author, message, time, one after another.
     return [write for write in lost if f"{write.author}{write.message}{time.gmtime().tm_year}-".encode() not in pages]
 

@@ -22,6 +22,8 @@ class ClusterBase:
     """Nodes with `start`, `api` and `proxy`; how they are made is up to the backend."""
 
     nodes = ()
+    # Of records that nodes had set aside which are no more.
+    pages_kept = b""
 
     def start(self, *nodes):
         """Starts nodes (all by default) and waits until each of them is ready to serve."""
