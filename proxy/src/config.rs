@@ -53,7 +53,7 @@ pub struct ProxySettings {
     pub max_connections: usize,
     /// `proxy.target-timeout`: how long a refused connection to the application is retried.
     pub target_timeout: Duration,
-    /// `proxy.response-timeout`: for the first byte of the application's answer; 0 = none.
+    /// `proxy.response-timeout`: for the first byte of the application's answer on a connection that is there; 0 = none.
     pub response_timeout: Duration,
     /// `proxy.drain-timeout`: how long requests in flight may go on when the node stops.
     pub drain_timeout: Duration,
