@@ -106,15 +106,25 @@ fn parse_hex16(text: &str, expected: &'static str) -> Result<u64, ParsePosError>
     u64::from_str_radix(text, 16).map_err(|_| error())
 }
 
+/// Writes 16 hex digits. (The proxy writes some for every request; the general formatter is slow at padding them.)
+fn write_hex16(number: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let digit = |shift: usize| {
+        let value = (number >> shift) as u8 & 15;
+        value + if value < 10 { b'0' } else { b'a' - 10 }
+    };
+    let text: [u8; 16] = std::array::from_fn(|at| digit(60 - 4 * at));
+    f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+}
+
 impl fmt::Display for Txid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
+        write_hex16(self.0, f)
     }
 }
 
 impl fmt::Display for Checksum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
+        write_hex16(self.0, f)
     }
 }
 

@@ -84,13 +84,13 @@ impl Token {
 
     /// The values of the `Set-Cookie` headers that give this token to a client. Attributes in LiteFS's order.
     pub fn set_cookies(&self, now: SystemTime, secure: bool) -> impl Iterator<Item = HeaderValue> {
-        let attributes = format!(
-            "; Path=/; Expires={}; HttpOnly{}; SameSite=Lax",
-            httpdate::fmt_http_date(now + COOKIE_LIFETIME),
-            if secure { "; Secure" } else { "" }
-        );
-        let first = format!("{COOKIE}={}{attributes}", self.first);
-        let others = (!self.named.is_empty()).then(|| format!("{COOKIE_OTHERS}={}{attributes}", self.others_to_text()));
+        let expires = httpdate::fmt_http_date(now + COOKIE_LIFETIME);
+        let secure = if secure { "; Secure" } else { "" };
+        let cookie = |name: &str, value: &str| {
+            [name, "=", value, "; Path=/; Expires=", &expires, "; HttpOnly", secure, "; SameSite=Lax"].concat()
+        };
+        let first = cookie(COOKIE, &self.first.to_string());
+        let others = (!self.named.is_empty()).then(|| cookie(COOKIE_OTHERS, &self.others_to_text()));
         std::iter::once(first).chain(others).filter_map(|text| HeaderValue::try_from(text).ok())
     }
 }
@@ -114,7 +114,8 @@ pub fn parse_cookies(value: &[u8]) -> Token {
     if !text.contains(COOKIE) {
         return token;
     }
-    for cookie in Cookie::split_parse(text).flatten() {
+    let ours = text.split(';').filter(|part| is_ours(part.as_bytes()));
+    for cookie in ours.filter_map(|part| Cookie::parse(part).ok()) {
         match cookie.name() {
             COOKIE => token.first = token.first.max(cookie.value_trimmed().parse().unwrap_or(Txid::ZERO)),
             COOKIE_OTHERS => parse_others(cookie.value_trimmed(), &mut token),
@@ -122,6 +123,13 @@ pub fn parse_cookies(value: &[u8]) -> Token {
         }
     }
     token
+}
+
+/// Whether one part of a `Cookie` header is a cookie of the tracker. Any white space around the name, as the parser sees it:
+/// what counts as a token must not reach the application.
+fn is_ours(part: &[u8]) -> bool {
+    let name = part.split(|&b| b == b'=').next().unwrap_or(part);
+    std::str::from_utf8(name).is_ok_and(|name| matches!(name.trim(), COOKIE | COOKIE_OTHERS))
 }
 
 fn parse_others(text: &str, token: &mut Token) {
@@ -137,16 +145,13 @@ fn parse_others(text: &str, token: &mut Token) {
 /// byte for byte.
 #[must_use]
 pub fn strip_cookies(value: &[u8]) -> Stripped {
-    let ours = |part: &[u8]| {
-        let name = part.split(|&b| b == b'=').next().unwrap_or(part);
-        // Any white space, as the parser sees it: what counts as a token must not reach the application.
-        std::str::from_utf8(name).is_ok_and(|name| matches!(name.trim(), COOKIE | COOKIE_OTHERS))
-    };
-    if !value.split(|&b| b == b';').any(ours) {
-        return Stripped::Unchanged;
-    }
     let mut rest = Vec::with_capacity(value.len());
-    for part in value.split(|&b| b == b';').filter(|part| !ours(part)) {
+    let mut found = false;
+    for part in value.split(|&b| b == b';') {
+        if is_ours(part) {
+            found = true;
+            continue;
+        }
         let part = part.trim_ascii();
         if !part.is_empty() {
             if !rest.is_empty() {
@@ -154,6 +159,9 @@ pub fn strip_cookies(value: &[u8]) -> Stripped {
             }
             rest.extend_from_slice(part);
         }
+    }
+    if !found {
+        return Stripped::Unchanged;
     }
     if rest.is_empty() { Stripped::Empty } else { Stripped::Rest(rest) }
 }
