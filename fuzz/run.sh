@@ -27,6 +27,11 @@ case $target in # the original's files are good seeds
     printf '%s' 'a=b; __txid=000000000000002a; __txids="jobs.db=000000000000002b&x%20y=0000000000000001"' >"$corpus/cookies"
     ;;
   fly_replay) printf '%s' 'instance=3d8d9014b32d89;region=fra;app=x;state=k=v;elsewhere=true' >"$corpus/all" ;;
+  answer)
+    printf '\006HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcHTTP/1.1 204 x\r\n\r\n' >"$corpus/length"
+    printf '\010HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n0\r\nX-Sum: 1\r\n\r\n' >"$corpus/chunked"
+    printf '\001HTTP/1.0 103 x\r\nConnection: keep-alive\r\n\r\nHTTP/1.0 200 Fine\r\n\r\nrest' >"$corpus/close"
+    ;;
   wal_index) find ../tests/golden -name shm -exec cp -n {} "$corpus/" \; ;;
 esac
 exec "${CARGO_TARGET_DIR:-target}/$host/release/$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 \

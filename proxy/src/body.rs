@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{ClientState, RequestGuard};
-use crate::upstream::DrivenBody;
+use crate::upstream::{AnswerStream, Switched};
 
 /// Why a body ended before its end.
 pub(crate) type BodyError = Box<dyn StdError + Send + Sync>;
@@ -37,6 +37,21 @@ impl ReadClock {
     }
 }
 
+/// The next piece of a client's body. A stream that its client resets without calling that an error (RFC 9113 §8.1) has
+/// not been ended: what came of the body must not pass for all of it.
+fn poll_client(
+    body: &mut Incoming,
+    clock: &ReadClock,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    match ready!(Pin::new(&mut *body).poll_frame(cx)) {
+        None if matches!(clock, ReadClock::Stream(_)) && !body.is_end_stream() => {
+            Poll::Ready(Some(Err("the client has reset the stream".into())))
+        }
+        frame => Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
+    }
+}
+
 /// A request's body, as it goes to the application or to the primary.
 pub(crate) enum RequestBody {
     Empty,
@@ -56,6 +71,15 @@ impl RequestBody {
         let connection = || ReadClock::Connection(Arc::clone(client));
         Self::Client(body, complete.map_or_else(connection, ReadClock::Stream))
     }
+
+    /// Everything that was announced has been read: the client is not waited for any more.
+    pub fn end(&self) {
+        match self {
+            Self::Empty => {}
+            Self::Client(_, clock) => clock.stop(),
+            Self::Replayable(cursor) => cursor.kept.lock().clock.stop(),
+        }
+    }
 }
 
 impl Body for RequestBody {
@@ -66,11 +90,11 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Client(body, clock) => {
-                let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+                let frame = ready!(poll_client(body, clock, cx));
                 if frame.is_none() || body.is_end_stream() {
                     clock.stop();
                 }
-                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+                Poll::Ready(frame)
             }
             Self::Replayable(cursor) => cursor.poll_frame(cx),
         }
@@ -137,6 +161,9 @@ impl ReplayableBody {
     pub async fn complete(&self) -> bool {
         let mut rest = self.attempt();
         while self.can_be_sent_again() {
+            if self.0.lock().has_all_data() {
+                return true;
+            }
             match rest.frame().await {
                 None => return true,
                 Some(Ok(_)) => {}
@@ -166,17 +193,22 @@ impl ReplayCursor {
             self.trailers_sent = true;
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
-        let frame = ready!(Pin::new(&mut kept.incoming).poll_frame(cx));
-        self.next += 1;
-        Poll::Ready(kept.keep(frame).or_else(|| {
-            self.trailers_sent = true;
-            None
-        }))
+        let Kept { incoming, clock, .. } = &mut *kept;
+        let frame = ready!(poll_client(incoming, clock, cx));
+        let frame = kept.keep(frame);
+        self.next = kept.chunks.len();
+        self.trailers_sent |= frame.is_none();
+        Poll::Ready(frame)
     }
 }
 
 impl Kept {
-    fn keep(&mut self, frame: Option<Result<Frame<Bytes>, hyper::Error>>) -> Option<Result<Frame<Bytes>, BodyError>> {
+    /// Whether nothing is missing but perhaps the word that nothing is.
+    fn has_all_data(&self) -> bool {
+        self.complete || self.incoming.size_hint().exact() == Some(0)
+    }
+
+    fn keep(&mut self, frame: Option<Result<Frame<Bytes>, BodyError>>) -> Option<Result<Frame<Bytes>, BodyError>> {
         let frame = match frame {
             None => {
                 self.complete = true;
@@ -185,7 +217,7 @@ impl Kept {
             }
             Some(Err(error)) => {
                 self.lose();
-                return Some(Err(error.into()));
+                return Some(Err(error));
             }
             Some(Ok(frame)) => frame,
         };
@@ -193,7 +225,7 @@ impl Kept {
             self.bytes = self.bytes.saturating_add(data.len());
             if self.bytes > self.bytes_max {
                 self.lose();
-            } else if !self.lost {
+            } else if !self.lost && !data.is_empty() {
                 self.chunks.push(data.clone());
             }
         } else if let Some(trailers) = frame.trailers_ref() {
@@ -214,9 +246,11 @@ pub(crate) enum UpstreamBody {
     /// All of it.
     Full(Bytes),
     /// Streamed over an HTTP/1.1 connection that goes back to its pool at the end.
-    Driven(Box<DrivenBody>),
-    /// Streamed over a connection that somebody else drives (HTTP/2, upgrades).
+    Stream(Box<AnswerStream>),
+    /// Streamed over an HTTP/2 connection.
     Incoming(Incoming),
+    /// None: the connection has changed its protocol.
+    Switched(Box<Switched>),
 }
 
 /// An answer's body; the request is in flight as long as this lives.
@@ -244,36 +278,38 @@ impl Body for AnswerBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         let frame = match &mut this.body {
-            UpstreamBody::Empty => return Poll::Ready(None),
+            UpstreamBody::Empty | UpstreamBody::Switched(_) => return Poll::Ready(None),
             UpstreamBody::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
                 this.body = UpstreamBody::Empty;
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
-            UpstreamBody::Driven(body) => ready!(body.poll_frame(cx)),
-            UpstreamBody::Incoming(body) => ready!(Pin::new(body).poll_frame(cx)),
+            UpstreamBody::Stream(body) => ready!(body.poll_frame(cx)),
+            UpstreamBody::Incoming(body) => {
+                ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(Into::into))
+            }
         };
         if let Some(Err(error)) = &frame {
-            tracing::debug!(error = error as &dyn StdError, "upstream broke off in the middle of an answer");
+            tracing::debug!(error = &**error as &dyn StdError, "upstream broke off in the middle of an answer");
             this.request.broken_off();
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.body {
-            UpstreamBody::Empty => true,
+            UpstreamBody::Empty | UpstreamBody::Switched(_) => true,
             UpstreamBody::Full(bytes) => bytes.is_empty(),
-            UpstreamBody::Driven(body) => body.is_end_stream(),
+            UpstreamBody::Stream(body) => body.is_end_stream(),
             UpstreamBody::Incoming(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.body {
-            UpstreamBody::Empty => SizeHint::with_exact(0),
+            UpstreamBody::Empty | UpstreamBody::Switched(_) => SizeHint::with_exact(0),
             UpstreamBody::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            UpstreamBody::Driven(body) => body.size_hint(),
+            UpstreamBody::Stream(body) => body.size_hint(),
             UpstreamBody::Incoming(body) => body.size_hint(),
         }
     }

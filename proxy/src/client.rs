@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use crate::clock::coarse_ms;
 use crate::config::ProxySettings;
 use crate::connection::HEADER_BYTES_MAX;
+use crate::forwarded::LastFields;
 use crate::headers;
 use crate::server::Worker;
 use crate::socket::poll_send;
@@ -30,8 +31,8 @@ pub(crate) struct ClientState {
     pub trusted: bool,
     /// The peer's address as a header value.
     pub peer_value: HeaderValue,
-    /// The last `Forwarded` element: host it was made for, and element.
-    pub forwarded: Mutex<Option<(HeaderValue, HeaderValue)>>,
+    /// What its last request was given to say who it is.
+    pub forwarded: LastFields,
     /// HTTP/2: many requests at once.
     pub multiplexed: bool,
     /// Requests in flight.
@@ -59,7 +60,7 @@ impl ClientState {
             worker: Arc::clone(worker),
             peer,
             peer_value: HeaderValue::try_from(ip).unwrap_or(HeaderValue::from_static("unknown")),
-            forwarded: Mutex::new(None),
+            forwarded: LastFields::default(),
             multiplexed,
             active: AtomicUsize::new(0),
             phase_since_ms: AtomicU64::new(coarse_ms()),

@@ -68,7 +68,7 @@ fn fly_can_replay(request: &Received) -> bool {
 /// which is what such an application means by any instance or region.
 pub(crate) async fn for_application(worker: &Worker, mut request: Box<Outgoing>, replay: &FlyReplay) -> Answer {
     let shared = &worker.shared;
-    if request.headers.contains_key(fly_replay::SOURCE_HEADER) {
+    if request.head.headers.contains_key(fly_replay::SOURCE_HEADER) {
         return Answer::retry_elsewhere("replayed once already");
     }
     if !request.keep_whole_body().await {
@@ -81,11 +81,11 @@ pub(crate) async fn for_application(worker: &Worker, mut request: Box<Outgoing>,
         Some(Found::Other(primary)) => primary,
     };
     if shared.config.mode == ForwardMode::Redirect {
-        return Answer::redirect(format!("{}{}", url(worker, &primary), request.uri));
+        return Answer::redirect(format!("{}{}", url(worker, &primary), request.head.target));
     }
     let state = replay.state.as_deref().map(|state| format!(";state={state}")).unwrap_or_default();
     if let Ok(source) = HeaderValue::try_from(format!("instance={}{state}", shared.config.settings.hostname)) {
-        request.headers.insert(HeaderName::from_static(fly_replay::SOURCE_HEADER), source);
+        request.head.headers.insert(HeaderName::from_static(fly_replay::SOURCE_HEADER), source);
     }
     let request = request.for_peer(worker);
     by_http(worker, request, primary, deadline, Decision::AppReplayed, "replayed for the application").await

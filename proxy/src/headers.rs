@@ -20,6 +20,7 @@ pub(crate) const REFUSED: HeaderValue = HeaderValue::from_static("not-primary");
 /// hardly any, and every look-up in a header map costs a hash.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Present {
+    pub host: bool,
     /// One of [`HOP_BY_HOP`], or `Connection`, which names others.
     pub hop_by_hop: bool,
     pub transfer_encoding: bool,
@@ -39,6 +40,7 @@ impl Present {
         let mut present = Self::default();
         for name in headers.keys() {
             match name.as_str() {
+                "host" => present.host = true,
                 "transfer-encoding" => (present.hop_by_hop, present.transfer_encoding) = (true, true),
                 "upgrade" => (present.hop_by_hop, present.upgrade) = (true, true),
                 "te" => (present.hop_by_hop, present.te) = (true, true),
@@ -98,6 +100,24 @@ fn is_end_to_end(name: &str) -> bool {
         .iter()
         .any(|kept| name.eq_ignore_ascii_case(kept))
         || name.len() >= 12 && name.get(..12).is_some_and(|prefix| prefix.eq_ignore_ascii_case("x-forwarded-"))
+}
+
+/// Whether a field must not come as a trailer: it frames the message, routes it, or decides who may see it
+/// (RFC 9110 §6.5.1).
+pub(crate) fn belongs_in_front(name: &HeaderName) -> bool {
+    let others = [
+        header::CACHE_CONTROL,
+        header::CONTENT_ENCODING,
+        header::CONTENT_RANGE,
+        header::EXPECT,
+        header::MAX_FORWARDS,
+        header::SET_COOKIE,
+        header::TRAILER,
+        HOP,
+        TXID,
+        OUTCOME,
+    ];
+    is_hop_by_hop(name) || is_end_to_end(name.as_str()) || others.contains(name)
 }
 
 /// The elements of a comma-separated field.

@@ -17,7 +17,7 @@
 //! | receive | [`connection`], [`client`], [`request`] | HTTP/1.1 or HTTP/2; time and size limits; malformed requests end here |
 //! | route | [`route`] | one decision from path, method, token and role; no I/O |
 //! | wait | [`wait`] | a read sleeps until its position is applied here; a write until a primary is known |
-//! | send | [`upstream`], [`local`], [`forward`] | pooled connections to the application and to the primary's proxy |
+//! | send | [`h1`], [`upstream`], [`local`], [`forward`] | pooled connections to the application and to the primary's proxy |
 //! | capture, gate | [`capture`], [`local`] | the engine catches up; the answer to a write leaves only under a valid lease |
 //! | answer | [`headers`], [`body`], [`tunnel`] | headers of an intermediary, streamed bodies, upgraded connections |
 //!
@@ -34,6 +34,7 @@ mod connection;
 pub mod fly_replay;
 mod forward;
 mod forwarded;
+pub mod h1;
 mod handler;
 mod headers;
 mod local;

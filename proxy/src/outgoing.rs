@@ -1,19 +1,21 @@
 //! A request on its way to the application or to the primary's proxy, and whether it can be sent once more.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http::{HeaderValue, Method, Response, StatusCode, header};
 use hyper::upgrade::OnUpgrade;
 use litefs::Txid;
 
 use crate::body::{ReplayableBody, RequestBody, UpstreamBody};
 use crate::client::ClientState;
 use crate::forwarded;
+use crate::h1::RequestHead;
 use crate::headers::{self, HOP, Present, TXID};
 use crate::request::Received;
 use crate::server::Worker;
 use crate::tunnel;
-use crate::upstream::{SendFailure, SendOptions, Unsent, Upstream};
+use crate::upstream::{SendFailure, SendOptions, Upstream};
 
 /// What is left of the body for the next attempt.
 enum Source {
@@ -25,17 +27,17 @@ enum Source {
 
 /// A request as it leaves this proxy.
 pub(crate) struct Outgoing {
-    pub method: Method,
-    pub headers: HeaderMap,
-    /// What the client sent in `headers`.
+    pub head: RequestHead,
+    /// What the client sent in its header.
     present: Present,
-    pub uri: Uri,
     /// The client came over TLS.
     pub secure: bool,
     /// The TXID of the first database that the client has seen.
     pub seen: Txid,
     body: Source,
-    options: SendOptions,
+    response_timeout: Duration,
+    /// gRPC: must be HTTP/2 all the way.
+    h2: bool,
     /// To whom interim answers go; `None`: the client does not understand them.
     interim: Option<Arc<ClientState>>,
     upgrade: Option<(HeaderValue, OnUpgrade)>,
@@ -64,8 +66,11 @@ impl Outgoing {
             // The expectation is met here: "100 Continue" is sent when somebody wants the body.
             headers.remove(header::EXPECT);
         }
-        forwarded::add(&mut headers, client, request.present);
-        headers::append(&mut headers, header::VIA, &worker.shared.via);
+        let added = forwarded::add(&mut headers, client, request.present);
+        if !request.present.host {
+            // HTTP/1.0 need not name one, the version that we speak must (RFC 9112 §3.2). (HTTP/2 has named it otherwise.)
+            headers.entry(header::HOST).or_insert_with(|| worker.shared.target_value.clone());
+        }
         if request.trailers {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
         }
@@ -81,14 +86,13 @@ impl Outgoing {
             body => Source::Once(Some(body)),
         };
         Box::new(Self {
-            method: request.method,
-            headers,
+            head: RequestHead { method: request.method, target: request.target, headers, added },
             present: request.present,
-            uri: Uri::from(request.target),
             secure: request.secure,
             seen: request.token.first,
             body,
-            options: SendOptions { response_timeout: settings.response_timeout, h2: request.grpc },
+            response_timeout: settings.response_timeout,
+            h2: request.grpc,
             interim: request.interim.then(|| Arc::clone(client)),
             upgrade: request.upgrade,
         })
@@ -97,11 +101,11 @@ impl Outgoing {
     /// The application does not see the tracker's own fields and cookies.
     pub fn for_application(mut self: Box<Self>) -> Box<Self> {
         if self.present.cookie {
-            headers::tidy_cookies(&mut self.headers, true);
+            headers::tidy_cookies(&mut self.head.headers, true);
         }
         if self.present.ours {
-            self.headers.remove(HOP);
-            self.headers.remove(TXID);
+            self.head.headers.remove(HOP);
+            self.head.headers.remove(TXID);
         }
         self
     }
@@ -109,20 +113,20 @@ impl Outgoing {
     /// The primary's proxy sees the token, and that it must not send the request on.
     pub fn for_peer(mut self: Box<Self>, worker: &Worker) -> Box<Self> {
         if self.present.cookie {
-            headers::tidy_cookies(&mut self.headers, false);
+            headers::tidy_cookies(&mut self.head.headers, false);
         }
         self.present.ours = true;
-        self.headers.insert(HOP, worker.shared.name_value.clone());
+        self.head.headers.insert(HOP, worker.shared.name_value.clone());
         self
     }
 
     /// Whether the method promises to change nothing.
     pub fn is_read(&self) -> bool {
-        self.method == Method::GET || self.method == Method::HEAD
+        self.head.method == Method::GET || self.head.method == Method::HEAD
     }
 
     fn is_repeatable(&self) -> bool {
-        self.method.is_idempotent() && matches!(self.body, Source::Empty) && self.upgrade.is_none()
+        self.head.method.is_idempotent() && matches!(self.body, Source::Empty) && self.upgrade.is_none()
     }
 
     /// Whether the request, which was sent but not executed, can be sent again.
@@ -143,34 +147,18 @@ impl Outgoing {
         }
     }
 
-    /// `None`: the body is gone.
-    fn attempt(&mut self) -> Unsent {
-        let (headers, body) = match &mut self.body {
-            Source::Empty => (self.headers.clone(), RequestBody::Empty),
-            Source::Kept(body) => (self.headers.clone(), body.attempt()),
-            // There is no other attempt unless this one gives everything back.
-            Source::Once(body) => (std::mem::take(&mut self.headers), body.take()?),
-        };
-        let mut request = Request::new(body);
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = headers;
-        if let Some(client) = self.interim.clone() {
-            hyper::ext::on_informational(&mut request, move |answer| {
-                // The expectation of "100 Continue" was met here.
-                if answer.status() != StatusCode::CONTINUE {
-                    client.send_interim(answer.status(), answer.headers());
-                }
-            });
+    /// The body for the next attempt. `None`: it is gone.
+    fn attempt(&mut self) -> Option<RequestBody> {
+        match &mut self.body {
+            Source::Empty => Some(RequestBody::Empty),
+            Source::Once(body) => body.take(),
+            Source::Kept(body) => Some(body.attempt()),
         }
-        Some(request)
     }
 
-    fn give_back(&mut self, request: Unsent) {
-        if let (Source::Once(body), Some(request)) = (&mut self.body, request) {
-            let (head, unsent) = request.into_parts();
-            self.headers = head.headers;
-            *body = Some(unsent);
+    fn give_back(&mut self, unsent: Option<RequestBody>) {
+        if let Source::Once(body) = &mut self.body {
+            *body = unsent;
         }
     }
 
@@ -178,19 +166,22 @@ impl Outgoing {
     pub async fn send(&mut self, worker: &Worker, to: &Arc<Upstream>) -> Result<Response<UpstreamBody>, Failure> {
         let mut retried = false;
         loop {
-            let mut request = self.attempt();
+            let mut body = self.attempt();
             let begun = std::time::Instant::now();
-            let sent = match self.upgrade.take() {
-                Some(upgrade) => Box::pin(self.send_upgrade(worker, to, &mut request, upgrade)).await,
-                None => to.send(&mut request, self.options).await,
+            let options = SendOptions {
+                response_timeout: self.response_timeout,
+                h2: self.h2,
+                upgrade: self.upgrade.is_some(),
+                interim: self.interim.as_deref(),
             };
+            let sent = to.send(&self.head, &mut body, options).await;
             match sent {
                 Ok(response) => {
                     worker.shared.metrics.upstream.observe(begun.elapsed().as_secs_f64());
-                    return Ok(response);
+                    return Ok(self.tunnelled(worker, response));
                 }
                 Err(SendFailure::Unsent(error)) => {
-                    self.give_back(request);
+                    self.give_back(body);
                     return Err(Failure::Unsent(error));
                 }
                 Err(SendFailure::Lost { crossed: true, .. }) if !retried && self.is_repeatable() => {
@@ -203,26 +194,18 @@ impl Outgoing {
         }
     }
 
-    /// Sends a request to change protocols; when that is granted, connects both sides.
-    async fn send_upgrade(
-        &mut self,
-        worker: &Worker,
-        to: &Arc<Upstream>,
-        request: &mut Unsent,
-        (protocol, on_client): (HeaderValue, OnUpgrade),
-    ) -> Result<Response<UpstreamBody>, SendFailure> {
-        match to.send_upgrade(request, self.options.response_timeout).await {
-            Ok(mut response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                let on_upstream = hyper::upgrade::on(&mut response);
-                tunnel::start(worker, on_client, on_upstream);
-                Ok(response.map(|_| UpstreamBody::Empty))
-            }
-            Ok(response) => Ok(response.map(UpstreamBody::Incoming)),
-            Err(failure) => {
-                self.upgrade = Some((protocol, on_client));
-                Err(failure)
-            }
+    /// Connects both sides, if the protocol changes with this answer.
+    fn tunnelled(&mut self, worker: &Worker, response: Response<UpstreamBody>) -> Response<UpstreamBody> {
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return response;
         }
+        response.map(|body| match (body, self.upgrade.take()) {
+            (UpstreamBody::Switched(upstream), Some((_, client))) => {
+                tunnel::start(worker, client, *upstream);
+                UpstreamBody::Empty
+            }
+            (body, _) => body,
+        })
     }
 }
 

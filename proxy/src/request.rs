@@ -80,7 +80,7 @@ pub(crate) fn receive(
     let is_grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
     Ok(Box::new(Received {
         method: parts.method,
-        target: parts.uri.into_parts().path_and_query.unwrap_or(PathAndQuery::from_static("/")),
+        target: origin_form(parts.uri.into_parts().path_and_query),
         token: read_token(&headers, present),
         upgrade,
         interim: parts.version == Version::HTTP_11,
@@ -122,6 +122,16 @@ fn set_host(uri: &Uri, headers: &mut HeaderMap, version: Version) -> Result<(), 
         headers.insert(header::HOST, host);
     }
     Ok(())
+}
+
+/// A target without a path (`http://host?query`) means the root (RFC 9112 §3.2.1).
+fn origin_form(target: Option<PathAndQuery>) -> PathAndQuery {
+    let root = PathAndQuery::from_static("/");
+    match target {
+        Some(target) if target.as_str().starts_with('?') => format!("/{}", target.as_str()).parse().unwrap_or(root),
+        Some(target) => target,
+        None => root,
+    }
 }
 
 /// The protocol that the client wants to change to. `h2c` is not offered here: clients fall back or use prior knowledge.

@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     pub name: String,
     pub name_value: HeaderValue,
     pub via: HeaderValue,
+    /// The application's address, as a `Host`.
+    pub target_value: HeaderValue,
     /// The port that is really listened on.
     pub port: u16,
     /// For requests that wait.
@@ -226,6 +228,8 @@ impl Proxy {
         let shared = Shared {
             role: cluster.role(),
             via: HeaderValue::try_from(format!("1.1 {name}")).unwrap_or(HeaderValue::from_static("1.1 litefs")),
+            target_value: HeaderValue::try_from(config.target.authority())
+                .unwrap_or(HeaderValue::from_static("litefs")),
             name_value: HeaderValue::try_from(&name).unwrap_or(HeaderValue::from_static("litefs")),
             name,
             port: local_addr.port(),

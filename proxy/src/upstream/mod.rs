@@ -4,6 +4,7 @@
 //! inside the client's task, so a request crosses no queue between threads and wakes nobody. Idle connections
 //! lie in a pool per address and worker thread.
 
+mod connection;
 mod exchange;
 mod multiplexed;
 mod pool;
@@ -13,27 +14,26 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::Response;
 use tokio::net::TcpStream;
 
-pub(crate) use exchange::DrivenBody;
-use exchange::H1Connection;
+use connection::Connection;
+pub(crate) use connection::Switched;
+pub(crate) use exchange::AnswerStream;
 use multiplexed::Multiplexed;
 use pool::Pool;
 
 use crate::body::{RequestBody, UpstreamBody};
+use crate::client::ClientState;
 use crate::config::HostPort;
-use crate::socket::Socket;
+use crate::h1::RequestHead;
 
 /// For one attempt at a TCP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why there is no answer.
 pub(crate) enum SendFailure {
-    /// Nothing was sent: the request has been given back and may be sent again.
+    /// Nothing was sent: the body has been given back, and the request may be sent again.
     Unsent(io::Error),
     /// Sent at least in part: it may have been executed. `crossed`: on a connection that had served before, and whose
     /// end may have crossed the request.
@@ -48,12 +48,9 @@ impl SendFailure {
     }
 
     fn gone() -> Self {
-        Self::Lost { why: "the request is gone".into(), crossed: false }
+        Self::Lost { why: "the body is gone".into(), crossed: false }
     }
 }
-
-/// A request that has not been sent. It is taken from here when it is.
-pub(crate) type Unsent = Option<Request<RequestBody>>;
 
 /// One address that requests are sent to.
 pub(crate) struct Upstream {
@@ -63,12 +60,16 @@ pub(crate) struct Upstream {
 }
 
 /// How a request is sent.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct SendOptions {
+#[derive(Clone, Copy)]
+pub(crate) struct SendOptions<'a> {
     /// For the header of the answer; zero = unlimited.
     pub response_timeout: Duration,
     /// Whether the peer must be spoken to in HTTP/2 (gRPC).
     pub h2: bool,
+    /// Whether the request asks for another protocol. It goes on a connection of its own.
+    pub upgrade: bool,
+    /// To whom interim answers go.
+    pub interim: Option<&'a ClientState>,
 }
 
 impl Upstream {
@@ -81,55 +82,38 @@ impl Upstream {
         self.pool.close_idle();
     }
 
-    /// Sends a request and returns the answer as soon as its header is there. The request stays where it is, or is put
-    /// back, as long as it is unsent.
+    /// Sends a request and returns the answer as soon as its header is there. The body is taken from its slot; it stays
+    /// there, or is put back, as long as the request is unsent.
     pub async fn send(
         self: &Arc<Self>,
-        request: &mut Unsent,
-        options: SendOptions,
+        request: &RequestHead,
+        body: &mut Option<RequestBody>,
+        options: SendOptions<'_>,
     ) -> Result<Response<UpstreamBody>, SendFailure> {
         if options.h2 {
-            let exchange = Box::pin(self.multiplexed.send(&self.address, request));
+            let exchange = Box::pin(self.multiplexed.send(&self.address, request, body));
             return within(options.response_timeout, exchange).await.unwrap_or(Err(SendFailure::Timeout));
         }
-        let Some(connection) = self.pool.check_out() else {
-            return Box::pin(self.send_fresh(request, options.response_timeout)).await;
-        };
-        match exchange::run(self, connection, request, options.response_timeout, true).await {
-            // The connection had died in the pool. Only a fresh one tells whether the peer lives.
-            Err(SendFailure::Unsent(_)) => Box::pin(self.send_fresh(request, options.response_timeout)).await,
-            other => other,
+        if !options.upgrade
+            && let Some(connection) = self.pool.check_out()
+        {
+            match exchange::run(self, connection, request, body, options, true).await {
+                // The connection had died in the pool. Only a fresh one tells whether the peer lives.
+                Err(SendFailure::Unsent(_)) => {}
+                other => return other,
+            }
         }
+        Box::pin(self.send_fresh(request, body, options)).await
     }
 
     async fn send_fresh(
         self: &Arc<Self>,
-        request: &mut Unsent,
-        response_timeout: Duration,
+        request: &RequestHead,
+        body: &mut Option<RequestBody>,
+        options: SendOptions<'_>,
     ) -> Result<Response<UpstreamBody>, SendFailure> {
-        let connection = connect(&self.address).await.map_err(SendFailure::Unsent)?;
-        exchange::run(self, connection, request, response_timeout, false).await
-    }
-
-    /// Sends a request that asks for another protocol, on a connection of its own.
-    pub async fn send_upgrade(
-        &self,
-        request: &mut Unsent,
-        response_timeout: Duration,
-    ) -> Result<Response<Incoming>, SendFailure> {
-        let connected = async {
-            let stream = open(&self.address).await?;
-            http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)
-        };
-        let (mut sender, driver) = connected.await.map_err(SendFailure::Unsent)?;
-        let request = request.take().ok_or_else(SendFailure::gone)?;
-        tokio::spawn(async move {
-            if let Err(error) = driver.with_upgrades().await {
-                tracing::debug!(%error, "upgraded connection ended with an error");
-            }
-        });
-        let answer = within(response_timeout, sender.send_request(request)).await.ok_or(SendFailure::Timeout)?;
-        answer.map_err(|error| SendFailure::lost(&error))
+        let stream = open(&self.address).await.map_err(SendFailure::Unsent)?;
+        exchange::run(self, Box::new(Connection::new(stream)), request, body, options, false).await
     }
 }
 
@@ -141,17 +125,11 @@ async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> 
     tokio::time::timeout(limit, work).await.ok()
 }
 
-async fn open(address: &HostPort) -> io::Result<Socket> {
+async fn open(address: &HostPort) -> io::Result<TcpStream> {
     let connecting = TcpStream::connect((address.host.as_str(), address.port));
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await??;
     crate::connection::prepare(&stream);
-    Ok(Socket(stream))
-}
-
-async fn connect(address: &HostPort) -> io::Result<Box<H1Connection>> {
-    let stream = open(address).await?;
-    let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    Ok(Box::new(H1Connection::new(sender, driver)))
+    Ok(stream)
 }
 
 /// An error with its causes, in one line.

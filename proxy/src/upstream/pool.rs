@@ -2,7 +2,7 @@
 
 use parking_lot::Mutex;
 
-use super::exchange::H1Connection;
+use super::connection::Connection;
 use crate::clock::coarse_ms;
 
 /// Most idle connections that are kept.
@@ -17,17 +17,18 @@ pub(super) struct Pool {
 }
 
 struct Idle {
-    connection: Box<H1Connection>,
+    connection: Box<Connection>,
     since_ms: u64,
 }
 
 impl Pool {
     /// The connection used last. It may have died meanwhile: whoever sends on it notices before anything is sent.
-    pub fn check_out(&self) -> Option<Box<H1Connection>> {
+    pub fn check_out(&self) -> Option<Box<Connection>> {
         self.idle.lock().pop().map(|idle| idle.connection)
     }
 
-    pub fn check_in(&self, connection: Box<H1Connection>) {
+    pub fn check_in(&self, mut connection: Box<Connection>) {
+        connection.shrink();
         let mut idle = self.idle.lock();
         if idle.len() < IDLE_MAX {
             idle.push(Idle { connection, since_ms: coarse_ms() });

@@ -196,11 +196,16 @@ async fn a_read_is_sent_again_when_its_pooled_connection_had_died() {
 async fn a_litefs_primary_is_taken_to_listen_on_the_same_port() {
     let node = Node::new(Role::Primary);
     let app = App::saying("primary").await;
-    // Two addresses of the loopback network, one port: as two machines would have.
-    let primary = start(&node, ProxySettings { addr: "127.0.0.2:0".into(), ..settings(app.addr) });
+    // Two addresses of the loopback network, one port: as two machines would have. Clients on this machine may be given
+    // a port that is free on the other address.
     let replica_node = Node::new(Role::Replica(Primary { hostname: "127.0.0.2".into(), proxy_url: None }));
-    let same_port = format!("127.0.0.1:{}", primary.addr.port());
-    let replica = start(&replica_node, ProxySettings { addr: same_port, ..settings(app.addr) });
+    let (primary, replica) = loop {
+        let primary = start(&node, ProxySettings { addr: "127.0.0.2:0".into(), ..settings(app.addr) });
+        let same_port = format!("127.0.0.1:{}", primary.addr.port());
+        if let Some(replica) = try_start(&replica_node, ProxySettings { addr: same_port, ..settings(app.addr) }) {
+            break (primary, replica);
+        }
+    };
     assert_eq!(curl(&["-d", "x", &replica.url("/")]).await.body, "primary");
     assert_eq!(primary.metrics.decided("local"), 1);
 }

@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use litefs_proxy::{ProxySettings, Role};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use crate::support::*;
@@ -162,6 +163,88 @@ async fn a_slow_body_costs_its_stream_only() {
     let whole = Request::post("http://a.example/").body(Full::from("x=1").boxed()).expect("request");
     assert_eq!(within(client.send_request(whole)).await.expect("answer").status(), 200);
     assert_eq!(within(client.send_request(get("/"))).await.expect("answer").status(), 200);
+}
+
+/// A body that has these bytes, and whose stream stays open behind them.
+fn open_end(bytes: &'static str) -> AnyBody {
+    let frames = futures_util::stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from(bytes)))]);
+    StreamBody::new(futures_util::StreamExt::chain(frames, futures_util::stream::pending())).boxed()
+}
+
+/// Its last byte ends a body of known length, not the frame that says so, which may come later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_of_known_length_is_complete_with_its_last_byte() {
+    const LIMIT: Duration = Duration::from_secs(1);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let addr = listener.local_addr().expect("addr");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let request = read_request(&mut stream, &mut Vec::new()).await.expect("request");
+                assert_eq!(request.header("transfer-encoding"), None);
+                // (Longer than the client may take for its body.)
+                tokio::time::sleep(LIMIT * 3 / 2).await;
+                stream.write_all(&ok(std::str::from_utf8(&request.body).expect("text"))).await.expect("answer");
+            });
+        }
+    });
+    let proxy = start(&Node::new(Role::Primary), ProxySettings { read_timeout: LIMIT, ..settings(addr) });
+    for bytes in ["four", ""] {
+        let mut client = connect(&proxy, 1 << 16).await;
+        let request = Request::post("http://a.example/").header("content-length", bytes.len()).body(open_end(bytes));
+        let answer = within(client.send_request(request.expect("request"))).await.expect("answer");
+        assert_eq!(answer.status(), 200, "{bytes:?}");
+        assert_eq!(within(answer.into_body().collect()).await.expect("body").to_bytes(), bytes);
+    }
+}
+
+/// … also when it is sent a second time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replayed_body_is_complete_with_its_last_byte() {
+    let primary_app = App::start(|request| ok(std::str::from_utf8(&request.body).expect("text"))).await;
+    let primary = start(&Node::new(Role::Primary), settings(primary_app.addr));
+    let app = App::start(|_| answer("200 OK", "fly-replay: instance=primary-host\r\n", "")).await;
+    let node = Node::new(primary.as_primary());
+    let proxy = start(&node, ProxySettings { passthrough: vec!["/x*".into()], ..settings(app.addr) });
+    let mut client = connect(&proxy, 1 << 16).await;
+    let request = Request::post("http://a.example/x").header("content-length", "4").body(open_end("four"));
+    let answer = within(client.send_request(request.expect("request"))).await.expect("answer");
+    assert_eq!(within(answer.into_body().collect()).await.expect("body").to_bytes(), "four");
+    assert_eq!(app.count(), 1);
+}
+
+/// RFC 9113 §8.1: a reset that is called no error; the body before it is not a whole one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_its_client_resets_never_looks_complete_to_the_application() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let addr = listener.local_addr().expect("addr");
+    let (saw, mut seen) = tokio::sync::mpsc::channel(2);
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("accept");
+        let mut all = Vec::new();
+        while !all.ends_with(b"\r\n4\r\npart\r\n") {
+            assert!(stream.read_buf(&mut all).await.expect("read") > 0, "ended before its part");
+        }
+        saw.send(String::new()).await.expect("the test waits");
+        let _ = stream.read_to_end(&mut all).await;
+        saw.send(String::from_utf8(all).expect("text")).await.expect("the test waits");
+    });
+    let proxy = start(&Node::new(Role::Primary), settings(addr));
+    let fields = b"\x83\x86\x84\x01\x09a.example";
+    let begun = [
+        &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..],
+        &[0, 0, 0, 4, 0, 0, 0, 0, 0],
+        &[0, 0, fields.len() as u8, 1, 4, 0, 0, 0, 1],
+        fields,
+        &[0, 0, 4, 0, 0, 0, 0, 0, 1],
+        b"part",
+    ];
+    let mut client = tokio::net::TcpStream::connect(proxy.addr).await.expect("connect");
+    client.write_all(&begun.concat()).await.expect("send");
+    within(seen.recv()).await.expect("the part");
+    client.write_all(&[0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 0]).await.expect("reset");
+    let seen = within(seen.recv()).await.expect("the end");
+    assert!(seen.ends_with("\r\n4\r\npart\r\n"), "{seen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

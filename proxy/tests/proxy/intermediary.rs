@@ -88,6 +88,8 @@ async fn answers_without_a_body_are_as_the_application_gave_them() {
     let app = App::start(|request| match request.target.as_str() {
         "/304" => b"HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\n\r\n".to_vec(),
         "/204" => b"HTTP/1.1 204 No Content\r\n\r\n".to_vec(),
+        "/no-reason" => b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n".to_vec(),
+        "/odd-reason" => "HTTP/1.1 200 Pr\u{ea}t\r\nContent-Length: 0\r\n\r\n".as_bytes().to_vec(),
         _ => b"HTTP/1.1 200 Fine\r\nContent-Length: 1234\r\n\r\n".to_vec(),
     })
     .await;
@@ -102,6 +104,10 @@ async fn answers_without_a_body_are_as_the_application_gave_them() {
     );
     let empty = curl(&[&proxy.url("/204")]).await;
     assert_eq!((empty.status, empty.header("content-length"), empty.header("transfer-encoding")), (204, None, None));
+    for path in ["/no-reason", "/odd-reason"] {
+        let got = curl(&[&proxy.url(path)]).await;
+        assert_eq!((got.status, got.exit), (200, 0), "{path}");
+    }
     assert_eq!(app.connections.load(std::sync::atomic::Ordering::SeqCst), 1, "the connection is reused");
 }
 
@@ -133,10 +139,24 @@ async fn old_clients_and_full_targets_are_understood() {
     let proxy = start(&node, settings(app.addr));
     let (got, reset) = raw(proxy.addr, b"GET / HTTP/1.0\r\n\r\n").await;
     assert!(got.ends_with("\r\n\r\nhello") && !got.to_lowercase().contains("chunked") && !reset, "{got}");
+    // A health check of an old load balancer names no host; HTTP/1.1 towards the application must.
+    assert_eq!(app.last().header("host"), Some(app.addr.to_string().as_str()));
+    assert_eq!(
+        (app.last().header("x-forwarded-host"), app.last().header("forwarded")),
+        (None, Some("for=127.0.0.1;proto=http"))
+    );
+    let replica_node = Node::new(proxy.as_primary());
+    let replica = start(&replica_node, settings(app.addr));
+    let (got, _) = raw(replica.addr, b"POST / HTTP/1.0\r\nContent-Length: 1\r\n\r\nx").await;
+    assert!(got.starts_with("HTTP/1.0 200") || got.starts_with("HTTP/1.1 200"), "{got}");
     let full = "GET http://other.example/p?q HTTP/1.1\r\nHost: ignored\r\nConnection: close\r\n\r\n";
     let (got, _) = raw(proxy.addr, full.as_bytes()).await;
     assert!(got.starts_with("HTTP/1.1 200"), "{got}");
     assert_eq!((app.last().target.as_str(), app.last().header("host")), ("/p?q", Some("other.example")));
+    let rootless = b"OPTIONS http://other.example?q HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let (got, _) = raw(replica.addr, rootless).await;
+    assert!(got.starts_with("HTTP/1.1 200"), "{got}");
+    assert_eq!(app.last().target, "/?q");
     let (got, _) = raw(proxy.addr, b"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
     assert!(got.starts_with("HTTP/1.1 200"), "{got}");
     assert_eq!(app.last().target, "*");

@@ -5,6 +5,7 @@
 
 mod compat;
 mod consistency;
+mod exchange;
 mod faults;
 mod forwarding;
 mod http2;

@@ -195,14 +195,19 @@ pub fn settings(target: SocketAddr) -> ProxySettings {
 }
 
 pub fn start(node: &Arc<Node>, settings: ProxySettings) -> Running {
+    try_start(node, settings).expect("bind")
+}
+
+/// `None`: its address is in use.
+pub fn try_start(node: &Arc<Node>, settings: ProxySettings) -> Option<Running> {
     let config = ProxyConfig::new(settings).expect("valid settings");
-    let proxy = Proxy::bind(config, Arc::clone(node) as _, Arc::clone(node) as _).expect("bind");
+    let proxy = Proxy::bind(config, Arc::clone(node) as _, Arc::clone(node) as _).ok()?;
     let (addr, metrics) = (proxy.local_addr(), proxy.metrics());
     let (stop, stopped) = oneshot::channel();
     let done = tokio::spawn(proxy.serve(async {
         let _ = stopped.await;
     }));
-    Running { addr, metrics, stop: Some(stop), done: Some(done) }
+    Some(Running { addr, metrics, stop: Some(stop), done: Some(done) })
 }
 
 /// What the application received.
